@@ -1,0 +1,65 @@
+/* GGUF files as the engine uses them: what dgemma.h offers, and besides it keys by type, files without a mapping, and
+ * the check that a mapped file is still whole.
+ *
+ * Everything here is checked when the file is opened and trusted afterwards. Format: docs/format.md. */
+#ifndef DG_GGUF_H
+#define DG_GGUF_H
+
+#include "dgemma.h"
+
+/* dg_file_open with a choice: `use_mmap` false reads all tensors into memory, so that nothing that happens to the file
+ * afterwards matters. Reading takes a while: `progress` (or NULL) hears of it and may cancel (DG_ERROR_CANCELLED). */
+dg_status dg_file_open_with(const char *path, bool use_mmap, dg_progress_callback progress, void *user, dg_file **file,
+                            dg_error *error);
+
+/* DG_ERROR_MODEL_FILE where a mapped file's size or time of change is no longer what it was when it was opened.
+ * Touching a page behind the end of a shortened file kills the process (SIGBUS), and a library has no business with
+ * signal handlers; so ask before every prefill and every denoising step. One system call a shard. */
+dg_status dg_file_check(const dg_file *file, dg_error *error);
+
+typedef enum dg_file_advice {
+    DG_FILE_NORMAL,
+    DG_FILE_WILL_NEED, /* start reading everything now */
+    DG_FILE_RANDOM     /* no read-ahead: single experts are read, here and there */
+} dg_file_advice;
+
+/* How the tensors will be used. Only a hint; does nothing where the file is not mapped. */
+void dg_file_advise(const dg_file *file, dg_file_advice advice);
+
+const char *dg_file_path(const dg_file *file); /* as given to dg_file_open */
+
+/* ---- Keys by type ----
+ *
+ * Each fails with DG_ERROR_MODEL_FILE and a text that names file and key, where the key is missing, has another type or
+ * is out of range. For an optional key ask dg_file_find_key(file, key, NULL) first. */
+
+/* Any integer type whose value lies in [min, max]. */
+dg_status dg_file_get_i32(const dg_file *file, const char *key, int32_t min, int32_t max, int32_t *value,
+                          dg_error *error);
+/* float32 or float64, finite and within [min, max]. */
+dg_status dg_file_get_f32(const dg_file *file, const char *key, float min, float max, float *value, dg_error *error);
+dg_status dg_file_get_bool(const dg_file *file, const char *key, bool *value, dg_error *error);
+/* UTF-8 in the file's own memory, without a zero byte at the end. */
+dg_status dg_file_get_string(const dg_file *file, const char *key, const char **text, size_t *n_bytes, dg_error *error);
+/* An array of exactly n values, or one value that stands for all of them. values: (n). */
+dg_status dg_file_get_i32s(const dg_file *file, const char *key, int32_t min, int32_t max, int32_t *values, int64_t n,
+                           dg_error *error);
+dg_status dg_file_get_bools(const dg_file *file, const char *key, bool *values, int64_t n, dg_error *error);
+/* An array of `element_type` and any length. */
+dg_status dg_file_get_array(const dg_file *file, const char *key, dg_value_type element_type, dg_value *array,
+                            dg_error *error);
+
+/* Element `index` of a value of any integer type (index 0 of a single one); false for other types, and for uint64
+ * values that int64 does not hold. */
+bool dg_value_integer(const dg_value *value, int64_t index, int64_t *number);
+
+/* Whether a string equals `text`, which ends with a zero byte. */
+bool dg_string_equals(const char *string, size_t n_bytes, const char *text);
+
+/* Walks an array of strings: `offset` starts at 0 and is moved on; false behind the last one. */
+bool dg_value_next_string(const dg_value *array, size_t *offset, const char **text, size_t *n_bytes);
+
+/* "uint32", "array of string" … for messages. */
+const char *dg_value_type_name(const dg_value *value);
+
+#endif
