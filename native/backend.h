@@ -1,0 +1,109 @@
+/* The coarse operations that a device offers. forward.c is written against this and nothing else.
+ *
+ * A dg_backend is one session's view of a device: its threads or stream, and scratch memory sized at creation. Pointers
+ * to activations and to the cache are addresses in the device's memory; forward.c only hands them on. Arguments named
+ * `host_…` are in ordinary memory.
+ *
+ * Operations may run asynchronously. They do not fail one by one: a failure is kept, later operations do nothing, and
+ * `finish` waits and reports it. `n` is a number of rows (tokens) up to dg_backend_params.max_rows. */
+#ifndef DG_BACKEND_H
+#define DG_BACKEND_H
+
+#include "model.h"
+
+typedef struct dg_backend dg_backend;
+
+typedef struct dg_backend_params {
+    const dg_model *model;
+    int32_t n_threads;
+    int32_t max_rows; /* largest n of any call */
+    int32_t type_k, type_v;
+    float soft_embedding_bound; /* probability mass that `sample` may drop per row of its soft embedding; 0: none */
+} dg_backend_params;
+
+/* Keys and values of one layer, head by head: k (n_kv_heads, capacity, k_dim), v (n_kv_heads, capacity, head_dim) in
+ * the session's cache types; k_dim is dg_layer_k_dim. In layers without attn_v, k holds only the rotated dimensions:
+ * n_rot/2 first halves, then n_rot/2 second halves. A row of q8_0 is padded to a whole number of blocks. */
+typedef struct dg_kv {
+    void *k;
+    void *v;
+    int64_t capacity; /* slots; the token at `position` is in slot position % capacity */
+} dg_kv;
+
+/* Tokens `position … position + n − 1` of a dg_kv; they may wrap around its end. */
+typedef struct dg_kv_span {
+    const dg_kv *kv;
+    int32_t position;
+    int32_t n;
+} dg_kv_span;
+
+typedef struct dg_head_result { /* (n) each, on the host */
+    int32_t *host_argmax;
+    int32_t *host_candidates; /* one draw from softmax(z) */
+    float *host_entropies;    /* nats, of softmax(z) */
+} dg_head_result;
+
+struct dg_backend_ops {
+    /* Bytes of scratch that `create` will take. */
+    uint64_t (*scratch_bytes)(const dg_backend_params *params);
+    dg_status (*create)(const dg_backend_params *params, dg_backend **backend, dg_error *error);
+    void (*free)(dg_backend *backend);
+
+    /* Device memory, zeroed. */
+    dg_status (*allocate)(dg_backend *backend, uint64_t n_bytes, void **memory, dg_error *error);
+    void (*release)(dg_backend *backend, void *memory);
+    void (*upload)(dg_backend *backend, void *memory, const void *host_data, uint64_t n_bytes);
+    void (*download)(dg_backend *backend, void *host_data, const void *memory, uint64_t n_bytes);
+
+    /* x (n, n_embd) = token_embd[ids] · √n_embd */
+    void (*embed)(dg_backend *backend, const int32_t *host_ids, int32_t n, float *x);
+
+    /* out (n, n_embd) = mlp(rms(x, mlp->norm)) */
+    void (*mlp)(dg_backend *backend, const dg_mlp *mlp, const float *x, int32_t n, float *out);
+
+    /* x (n, n_embd) = rms(x + d), unweighted; d may be NULL */
+    void (*add_norm)(dg_backend *backend, float *x, const float *d, int32_t n);
+
+    /* With h = rms(x, attn_norm): q (n, n_heads, head_dim) = rope(rms(h Wq, q_norm)), and k and v of tokens
+     * position … position + n − 1 into `kv`. In layers without attn_v the dimensions of q that are not rotated are
+     * multiplied by attn_k_norm, so that they meet v in place of k. q may be NULL: only k and v are wanted. */
+    void (*project_qkv)(dg_backend *backend, const dg_layer *layer, const float *x, int32_t n, int32_t position,
+                        float *q, const dg_kv *kv);
+
+    /* a (n, n_heads·head_dim) = softmax(q kᵀ) v over the keys of the spans (at most two: cache and canvas). `causal`:
+     * query i is at `position + i` and sees keys at p ≤ position + i, in sliding layers only those with
+     * position + i − p < sliding_window. Otherwise every query sees every key of the spans. */
+    void (*attend)(dg_backend *backend, const dg_layer *layer, const float *q, int32_t n, int32_t position, bool causal,
+                   const dg_kv_span *spans, int32_t n_spans, float *a);
+
+    /* x (n, n_embd) += rms(a Woᵀ, post_attention_norm) */
+    void (*project_output)(dg_backend *backend, const dg_layer *layer, const float *a, int32_t n, float *x);
+
+    /* out (n, n_embd) = Σ over the chosen experts; router, choice and norm included (docs/model.md) */
+    void (*moe)(dg_backend *backend, const dg_moe *moe, const float *x, int32_t n, float *out);
+
+    /* x = scalar · (x + rms(rms(d, post_mlp_norm) + rms(e, post_moe_norm), post_ffn_norm)), all (n, n_embd) */
+    void (*combine)(dg_backend *backend, const dg_layer *layer, float *x, const float *d, const float *e, int32_t n,
+                    float scalar);
+
+    /* host_logits (n, n_vocab) = softcap · tanh(rms(x, output_norm) Eᵀ / softcap) */
+    void (*logits)(dg_backend *backend, const float *x, int32_t n, float *host_logits);
+
+    /* soft (n, n_embd) = softmax(z) E · √n_embd, z (n, n_vocab) */
+    void (*soft_embedding)(dg_backend *backend, const float *host_z, int32_t n, float *soft);
+
+    /* The two above with everything between, in tiles over the vocabulary: z = logits(x) / temperature; per row its
+     * argmax, its entropy, the draw (the first token at which the running sum of softmax(z) in token order exceeds
+     * host_uniforms[row], in [0, 1)), and soft, unless NULL. */
+    void (*sample)(dg_backend *backend, const float *x, int32_t n, float temperature, const float *host_uniforms,
+                   const dg_head_result *result, float *soft);
+
+    /* Waits for everything; the first failure since the last `finish`. */
+    dg_status (*finish)(dg_backend *backend, dg_error *error);
+};
+
+/* "cpu (avx512)": the kernels chosen for this machine, capped by the environment variable DGEMMA_ISA. */
+extern const dg_backend_ops dg_cpu_backend;
+const char *dg_cpu_backend_name(void);
+
+#endif

@@ -1,0 +1,51 @@
+/* The kernels, written once on the vectors of a simd_*.h, and compiled in one file for each instruction set. That file
+ * includes its simd_*.h and defines DG_KERNELS, the name of the table, and DG_KERNELS_NAME. */
+#include <math.h>
+#include <string.h>
+
+#include "cpu/kernels.h"
+#include "cpu/vector_math.h"
+#include "quant/float.h"
+#include "quant/quant.h"
+
+#if defined(UNROLL)
+#elif defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+#include "cpu/body_decode.h"
+#include "cpu/body_multiply.h"
+#include "cpu/body_rows.h"
+#include "cpu/body_attention.h"
+#include "cpu/body_limits.h"
+
+const dg_cpu_kernels DG_KERNELS = {
+    .name = DG_KERNELS_NAME,
+    .backend_name = "cpu (" DG_KERNELS_NAME ")",
+    .lanes = LANES,
+    .tile_rows = TILE_ROWS,
+    .attention_rows = ATTENTION_ROWS,
+    .form_of = form_of,
+    .decode = decode,
+    .pack = pack,
+    .multiply = multiply,
+    .accumulate = accumulate,
+    .attend = attend,
+    .attend_scratch = attend_scratch,
+    .store_cache = store_cache,
+    .rms_norm = rms_norm,
+    .gelu_multiply = gelu_multiply,
+    .add = add,
+    .scale = scale,
+    .add_scaled = add_scaled,
+    .rotate = rotate,
+    .softmax = softmax,
+    .softcap = softcap,
+    .head_statistics = head_statistics,
+    .exponentials = exponentials,
+    .peak_int8 = peak_int8,
+    .peak_bf16 = peak_bf16,
+    .peak_f32 = peak_f32,
+};

@@ -1,0 +1,129 @@
+/* What the files of the CPU backend share: a session's threads and scratch, and the matrix products. */
+#ifndef DG_CPU_H
+#define DG_CPU_H
+
+#include "backend.h"
+#include "cpu/kernels.h"
+#include "threads.h"
+
+#define DG_FEATURES 32      /* output features of a gated MLP that are made, and packed again, at a time */
+#define DG_HEAD_TOKENS 64   /* vocabulary entries whose statistics are kept together */
+#define DG_SOFT_TOKENS 256  /* vocabulary entries that are added to the soft embedding at a time */
+#define DG_SOFT_SEGMENTS 16 /* parts of the vocabulary that are summed apart, so that the order of additions does not
+                               depend on the number of threads */
+#define DG_SOFT_COLUMNS 256 /* columns of the embedding table that are decoded at a time */
+
+/* One thread's own memory. */
+typedef struct dg_thread {
+    dg_panel panel;
+    float *row;       /* (largest n_cols) */
+    float *gate, *up; /* (max_rows, DG_FEATURES) */
+    float *logits;    /* (canvas_length, DG_SOFT_TOKENS) */
+    float *embedding; /* (DG_SOFT_TOKENS, DG_SOFT_COLUMNS) */
+    void *weights;    /* packed (canvas_length, DG_SOFT_TOKENS) floats */
+    float *attention;
+} dg_thread;
+
+/* Cosines and sines of the tokens of one call, for the layers of one kind; many layers use them in turn. */
+typedef struct dg_rope {
+    float base;
+    int32_t head_dim, n_rot, position, n;
+    float *cosine, *sine; /* (max_rows, n_rot/2) */
+} dg_rope;
+
+/* The rows that one expert was chosen for. */
+typedef struct dg_expert {
+    int32_t expert;
+    int32_t n;          /* rows */
+    int32_t first;      /* of them, in the order of rows by expert */
+    int32_t first_tile; /* of them, in packed activations */
+} dg_expert;
+
+struct dg_backend {
+    dg_backend_params params;
+    const dg_model *model;
+    const dg_cpu_kernels *kernels;
+    dg_pool *pool;
+    void *memory; /* the one allocation that all below point into */
+    dg_thread *threads;
+
+    void *packed;        /* the activations that enter an operation, (max_rows, largest n_cols) */
+    void *packed_hidden; /* a gated MLP's hidden features, (max_rows, n_ff) */
+    float *product;      /* (max_rows, n_embd) */
+    float *k, *v;        /* (max_rows, n_kv_heads·head_dim) as projected */
+    dg_rope rope[2];     /* full, sliding */
+
+    float *router_logits;      /* (max_rows, n_experts) */
+    int32_t *chosen;           /* (max_rows, n_experts_used) */
+    float *share;              /* (max_rows, n_experts_used) */
+    int32_t *expert_row;       /* (max_rows, n_experts_used) row among the rows ordered by expert */
+    dg_expert *experts;        /* (n_experts) those with rows, most rows first */
+    int32_t *expert_rank;      /* (n_experts) place in `experts`, or −1 */
+    void *packed_experts;      /* (max_rows·n_experts_used and padding, n_embd) */
+    void *packed_experts_hidden; /* likewise, n_ff_expert columns */
+    float *expert_out;         /* (max_rows·n_experts_used, n_embd) */
+
+    dg_head_tile *head_tiles; /* (canvas_length, n_vocab / DG_HEAD_TOKENS) */
+    float *soft_max;          /* (canvas_length) maximum of each row's logits */
+    float *soft_sum;          /* (canvas_length) Σ exp(z − maximum) */
+    float *soft_sums;         /* (DG_SOFT_SEGMENTS, canvas_length, n_embd) */
+    float *ones;              /* (canvas_length) */
+};
+
+/* ---- matmul.c ---- */
+
+/* Bytes that n_tiles packed tiles of n_cols columns take in any form. */
+uint64_t dg_rows_bytes(const dg_cpu_kernels *kernels, int64_t n_tiles, int64_t n_cols);
+int32_t dg_rows_n_tiles(const dg_cpu_kernels *kernels, int32_t n);
+/* Rows of `form` in `memory`, yet to be packed, from tile `first_tile` of a run of n_tiles_in_all. */
+dg_rows dg_rows_in(const dg_cpu_kernels *kernels, void *memory, dg_form form, int32_t n, int64_t n_cols,
+                   int64_t first_tile, int64_t n_tiles_in_all);
+
+/* The form in which both weights can be multiplied with the same activations. */
+dg_form dg_common_form(const dg_cpu_kernels *kernels, const dg_weight *a, const dg_weight *b);
+dg_form dg_form_of(const dg_cpu_kernels *kernels, const dg_weight *weight);
+
+/* Packs rms(x, norm) · factor, x (n, n_cols), into backend->packed; `norm` (n_cols). */
+dg_rows dg_pack_normed(dg_backend *backend, dg_form form, const float *x, int32_t n, int64_t n_cols, const float *norm,
+                       float factor);
+/* Packs x (n, n_cols) into backend->packed. */
+dg_rows dg_pack(dg_backend *backend, dg_form form, const float *x, int32_t n, int64_t n_cols);
+
+/* out (n, w->n_rows) = rows wᵀ */
+void dg_matmul(dg_backend *backend, const dg_weight *w, const dg_rows *rows, float *out);
+
+/* out (n, up to n_features; stride out_stride) = rows · (features first … of matrix)ᵀ, on the calling thread. */
+void dg_multiply_features(const dg_cpu_kernels *kernels, dg_panel *panel, const dg_weight *w, int64_t matrix,
+                          int64_t first, int64_t n_features, const dg_rows *rows, float *out, int64_t out_stride);
+
+/* hidden[:, first … first + DG_FEATURES) = gelu_tanh(rows gateᵀ) ∘ rows upᵀ, packed. The rows of `gate` and `up` that
+ * make feature i are gate_first + i and up_first + i. */
+typedef struct dg_gated {
+    const dg_weight *gate, *up;
+    int64_t matrix, gate_first, up_first, n_ff;
+} dg_gated;
+void dg_multiply_gated(const dg_cpu_kernels *kernels, dg_thread *thread, const dg_gated *gated, int64_t first,
+                       const dg_rows *rows, const dg_rows *hidden);
+
+/* ---- the operations of backend.h, by file ---- */
+
+void dg_cpu_mlp(dg_backend *backend, const dg_mlp *mlp, const float *x, int32_t n, float *out);
+void dg_cpu_moe(dg_backend *backend, const dg_moe *moe, const float *x, int32_t n, float *out);
+
+void dg_cpu_project_qkv(dg_backend *backend, const dg_layer *layer, const float *x, int32_t n, int32_t position,
+                        float *q, const dg_kv *kv);
+void dg_cpu_attend(dg_backend *backend, const dg_layer *layer, const float *q, int32_t n, int32_t position, bool causal,
+                   const dg_kv_span *spans, int32_t n_spans, float *a);
+void dg_cpu_project_output(dg_backend *backend, const dg_layer *layer, const float *a, int32_t n, float *x);
+
+void dg_cpu_embed(dg_backend *backend, const int32_t *host_ids, int32_t n, float *x);
+void dg_cpu_add_norm(dg_backend *backend, float *x, const float *d, int32_t n);
+void dg_cpu_combine(dg_backend *backend, const dg_layer *layer, float *x, const float *d, const float *e, int32_t n,
+                    float scalar);
+
+void dg_cpu_logits(dg_backend *backend, const float *x, int32_t n, float *host_logits);
+void dg_cpu_soft_embedding(dg_backend *backend, const float *host_z, int32_t n, float *soft);
+void dg_cpu_sample(dg_backend *backend, const float *x, int32_t n, float temperature, const float *host_uniforms,
+                   const dg_head_result *result, float *soft);
+
+#endif

@@ -1,0 +1,149 @@
+/* The kernels of one instruction set, and the two layouts they work on.
+ *
+ * A product x Wᵀ is done a *panel* at a time: `lanes` rows of the weight, decoded once into a thread's own memory with
+ * the rows side by side, one per vector lane, and then multiplied with every row of activations. Activations are packed
+ * beforehand into *tiles* of `tile_rows` rows, so that a kernel walks through panel and tile from front to back.
+ *
+ * Quantised types are multiplied as integers: weights as bytes with a float scale per 16 or 32 columns, activations as
+ * int8 with a float scale per 32. The other types are multiplied in float32. */
+#ifndef DG_CPU_KERNELS_H
+#define DG_CPU_KERNELS_H
+
+#include "model.h"
+
+#define DG_BLOCK 32         /* columns that share a scale in packed activations */
+#define DG_MAX_LANES 16     /* of any instruction set */
+#define DG_MAX_TILE_ROWS 16 /* likewise */
+
+/* How the weights of one type are multiplied:  w = scale · (code − offset) − min */
+typedef struct dg_form {
+    bool integer;   /* false: float32 throughout, and the rest is unused */
+    bool is_signed; /* codes are signed bytes; otherwise unsigned, and below 128 where offset is not 128 */
+    bool has_mins;
+    int32_t group;  /* columns that share scale and min: 16 or 32 */
+    int32_t offset;
+} dg_form;
+
+static inline bool dg_form_equal(dg_form a, dg_form b) {
+    return a.integer == b.integer && a.is_signed == b.is_signed && a.has_mins == b.has_mins && a.group == b.group &&
+           a.offset == b.offset;
+}
+
+/* Some rows of a weight, decoded. */
+typedef struct dg_panel {
+    dg_form form;
+    int64_t n_cols;
+    uint8_t *codes; /* (n_cols/4, lanes, 4) */
+    float *values;  /* (n_cols, lanes): in place of codes where the form is not integer */
+    float *scales;  /* (n_cols/group, lanes) */
+    float *mins;    /* (n_cols/group, lanes) */
+} dg_panel;
+
+/* Activations, packed for the weights of one form. Row r stands in tile r / per_tile at place r % per_tile; rows are
+ * spread evenly, so that 17 rows are 10 and 7 rather than 16 and 1. */
+typedef struct dg_rows {
+    dg_form form;
+    int32_t n;
+    int32_t n_tiles;
+    int32_t per_tile;
+    int64_t n_cols;
+    int8_t *codes;  /* (n_tiles, n_cols/32, tile_rows, 32) */
+    float *scales;  /* (n_tiles, n_cols/32, tile_rows) */
+    int32_t *bias;  /* (n_tiles, n_cols/group, tile_rows): −offset · Σ codes of the group */
+    float *sums;    /* (n_tiles, n_cols/group, tile_rows): scale · Σ codes of the group; with mins only */
+    float *values;  /* (n_tiles, n_cols, tile_rows): in place of all these where the form is not integer */
+} dg_rows;
+
+/* Some keys and values, consecutive in memory. */
+typedef struct dg_kv_run {
+    const uint8_t *k; /* (n, k_row_bytes) */
+    const uint8_t *v; /* (n, v_row_bytes) */
+    int32_t position; /* of the first token */
+    int32_t n;
+} dg_kv_run;
+
+#define DG_MAX_KV_RUNS 4 /* two spans, each of which may wrap around once */
+
+/* One attention operation on one KV head. Query row r is head r % group of token r / group. */
+typedef struct dg_attention {
+    const float *q;      /* the first query; tokens lie token_stride apart, heads of the group head_dim */
+    float *out;          /* likewise */
+    int64_t token_stride;
+    int32_t group;       /* heads that share this KV head */
+    int32_t head_dim;
+    int32_t n_rot;       /* head_dim where keys are complete; otherwise k holds only the rotated dimensions, and v
+                            stands in for the others */
+    int32_t type_k, type_v;
+    int64_t k_row_bytes, v_row_bytes;
+    dg_kv_run runs[DG_MAX_KV_RUNS];
+    int32_t n_runs;
+    bool causal;
+    int32_t position;    /* of token 0; unless causal unused */
+    int32_t window;      /* keys at most window − 1 before a query are seen; 0: all */
+} dg_attention;
+
+/* Statistics of some consecutive logits z of one row. */
+typedef struct dg_head_tile {
+    float max;
+    float sum;      /* Σ exp(z − max) */
+    float weighted; /* Σ exp(z − max) · (z − max) */
+    int32_t argmax; /* token of the first largest */
+} dg_head_tile;
+
+typedef struct dg_cpu_kernels {
+    const char *name;
+    const char *backend_name; /* "cpu (name)" */
+    int32_t lanes;
+    int32_t tile_rows;
+    int32_t attention_rows; /* query rows that `attend` takes at a time */
+
+    dg_form (*form_of)(int32_t type);
+
+    /* Decodes rows first_row … first_row + n_rows − 1 (n_rows ≤ lanes) of one matrix of `weight`, its multiplier
+     * included; the other lanes become zero. panel->form says in which form: that of the type, or floats. */
+    void (*decode)(const dg_weight *weight, int64_t matrix, int64_t first_row, int32_t n_rows, dg_panel *panel);
+
+    /* Packs x (n_cols) as columns first_col … of `row`; both multiples of DG_BLOCK in an integer form. */
+    void (*pack)(const dg_rows *rows, int32_t row, int64_t first_col, const float *x, int64_t n_cols);
+
+    /* out[r · out_stride + i] = Σ_c rows[r][c] · panel[i][c] for every r < rows->n and i < n_lanes. An element depends
+     * only on its own row and lane, to the last bit. */
+    void (*multiply)(const dg_panel *panel, const dg_rows *rows, float *out, int64_t out_stride, int32_t n_lanes);
+
+    /* out[r][d] = out[r][d] · factor[r] + Σ_c rows[r][c] · values[c · stride + d] for d < n_dims; rows of float form */
+    void (*accumulate)(const dg_rows *rows, const float *factor, const float *values, int64_t stride, int64_t n_dims,
+                       float *out, int64_t out_stride);
+
+    /* Attention of query rows first … first + n_rows − 1 (n_rows ≤ attention_rows). `scratch` holds
+     * attend_scratch(head_dim) floats. */
+    void (*attend)(const dg_attention *attention, int32_t first, int32_t n_rows, float *scratch);
+    int64_t (*attend_scratch)(int32_t head_dim);
+
+    /* Cache rows of F32, F16, BF16 or Q8_0; the last block of a Q8_0 row is filled with zeros. */
+    void (*store_cache)(int32_t type, const float *x, int32_t n, void *row);
+
+    void (*rms_norm)(const float *x, const float *weight, int64_t n, float eps, float *out); /* weight may be NULL */
+    void (*gelu_multiply)(const float *gate, const float *up, int64_t n, float *out); /* gelu_tanh(gate) ∘ up */
+    void (*add)(const float *a, const float *b, int64_t n, float *out);
+    void (*scale)(const float *a, float factor, int64_t n, float *out);
+    void (*add_scaled)(const float *a, float factor, int64_t n, float *out); /* out += factor · a */
+    /* x[i], x[i + half] turned by the angle whose cosine and sine are given, for i < n */
+    void (*rotate)(float *x, int64_t half, const float *cosine, const float *sine, int64_t n);
+    float (*softmax)(float *x, int64_t n); /* in place, not divided by the sum, which is returned */
+    /* z = softcap · tanh(z / softcap) / temperature, in place */
+    void (*softcap)(float *z, int64_t n, float softcap, float temperature);
+    void (*head_statistics)(const float *z, int32_t n, int32_t first_token, dg_head_tile *tile);
+    /* out = exp(z − max), 0 where that is below the smallest normal number */
+    void (*exponentials)(const float *z, int64_t n, float max, float *out);
+
+    /* Multiply for n_rounds from registers alone and return the operations done; 0 without such an instruction. */
+    double (*peak_int8)(int64_t n_rounds, float *sink);
+    double (*peak_bf16)(int64_t n_rounds, float *sink);
+    double (*peak_f32)(int64_t n_rounds, float *sink);
+} dg_cpu_kernels;
+
+/* The best set for this machine, or the one that the environment variable DGEMMA_ISA names (scalar, avx2, avxvnni,
+ * avx512, neon, dotprod, i8mm); a name that this machine cannot run is ignored. */
+const dg_cpu_kernels *dg_cpu_kernels_choose(void);
+
+#endif

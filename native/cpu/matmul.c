@@ -1,0 +1,154 @@
+/* Dense products: packing, and panels handed out to threads. */
+#include "cpu/cpu.h"
+
+static uint64_t align_up(uint64_t n) { return (n + 63) / 64 * 64; }
+
+int32_t dg_rows_n_tiles(const dg_cpu_kernels *kernels, int32_t n) {
+    return (n + kernels->tile_rows - 1) / kernels->tile_rows;
+}
+
+uint64_t dg_rows_bytes(const dg_cpu_kernels *kernels, int64_t n_tiles, int64_t n_cols) {
+    /* Floats take the most: a byte, and at most one scale and two sums for each 16 columns, are less. */
+    return align_up((uint64_t)n_tiles * (uint64_t)kernels->tile_rows * (uint64_t)n_cols * sizeof(float)) + 4 * 64;
+}
+
+dg_rows dg_rows_in(const dg_cpu_kernels *kernels, void *memory, dg_form form, int32_t n, int64_t n_cols,
+                   int64_t first_tile, int64_t n_tiles_in_all) {
+    int32_t n_tiles = dg_rows_n_tiles(kernels, n);
+    int32_t per_tile = n_tiles > 0 ? (n + n_tiles - 1) / n_tiles : 1;
+    dg_rows rows = {.form = form, .n = n, .n_tiles = n_tiles, .n_cols = n_cols};
+    rows.per_tile = per_tile + per_tile % 2; /* kernels serve an even number of rows */
+    int64_t places = first_tile * kernels->tile_rows, places_in_all = n_tiles_in_all * kernels->tile_rows;
+    if (!form.integer) {
+        rows.values = (float *)memory + places * n_cols;
+        return rows;
+    }
+    int64_t n_blocks = n_cols / DG_BLOCK, n_groups = n_cols / form.group;
+    uint8_t *at = memory;
+    rows.codes = (int8_t *)at + places * n_cols;
+    at += align_up((uint64_t)(places_in_all * n_cols));
+    rows.scales = (float *)at + places * n_blocks;
+    at += align_up((uint64_t)(places_in_all * n_blocks) * sizeof(float));
+    rows.bias = (int32_t *)at + places * n_groups;
+    at += align_up((uint64_t)(places_in_all * n_groups) * sizeof(int32_t));
+    rows.sums = (float *)at + places * n_groups;
+    return rows;
+}
+
+dg_form dg_form_of(const dg_cpu_kernels *kernels, const dg_weight *weight) { return kernels->form_of(weight->type); }
+
+dg_form dg_common_form(const dg_cpu_kernels *kernels, const dg_weight *a, const dg_weight *b) {
+    dg_form form = dg_form_of(kernels, a);
+    return dg_form_equal(form, dg_form_of(kernels, b)) ? form : (dg_form){.integer = false};
+}
+
+/* ---- Packing ------------------------------------------------------------------------------------------------- */
+
+typedef struct packing {
+    dg_backend *backend;
+    const float *x;    /* (n, rows.n_cols) */
+    const float *norm; /* NULL: pack as it is */
+    float factor;
+    dg_rows rows;
+} packing;
+
+static void pack_row(void *context, int64_t item, int thread) {
+    const packing *p = context;
+    const dg_cpu_kernels *kernels = p->backend->kernels;
+    const int64_t n_cols = p->rows.n_cols;
+    const float *x = p->x + item * n_cols;
+    if (p->norm != NULL) {
+        float *normed = p->backend->threads[thread].row;
+        kernels->rms_norm(x, p->norm, n_cols, p->backend->model->rms_eps, normed);
+        if (p->factor != 1.0f) kernels->scale(normed, p->factor, n_cols, normed);
+        x = normed;
+    }
+    kernels->pack(&p->rows, (int32_t)item, 0, x, n_cols);
+}
+
+dg_rows dg_pack_normed(dg_backend *backend, dg_form form, const float *x, int32_t n, int64_t n_cols, const float *norm,
+                       float factor) {
+    int32_t n_tiles = dg_rows_n_tiles(backend->kernels, n);
+    packing p = {backend, x, norm, factor,
+                 dg_rows_in(backend->kernels, backend->packed, form, n, n_cols, 0, n_tiles)};
+    dg_pool_run(backend->pool, n, pack_row, &p);
+    return p.rows;
+}
+
+dg_rows dg_pack(dg_backend *backend, dg_form form, const float *x, int32_t n, int64_t n_cols) {
+    return dg_pack_normed(backend, form, x, n, n_cols, NULL, 1.0f);
+}
+
+/* ---- Products ------------------------------------------------------------------------------------------------ */
+
+void dg_multiply_features(const dg_cpu_kernels *kernels, dg_panel *panel, const dg_weight *w, int64_t matrix,
+                          int64_t first, int64_t n_features, const dg_rows *rows, float *out, int64_t out_stride) {
+    panel->form = rows->form;
+    for (int64_t f = 0; f < n_features; f += kernels->lanes) {
+        int32_t n_lanes = n_features - f < kernels->lanes ? (int32_t)(n_features - f) : kernels->lanes;
+        kernels->decode(w, matrix, first + f, n_lanes, panel);
+        kernels->multiply(panel, rows, out + f, out_stride, n_lanes);
+    }
+}
+
+void dg_multiply_gated(const dg_cpu_kernels *kernels, dg_thread *thread, const dg_gated *gated, int64_t first,
+                       const dg_rows *rows, const dg_rows *hidden) {
+    int64_t n = gated->n_ff - first < DG_FEATURES ? gated->n_ff - first : DG_FEATURES;
+    dg_multiply_features(kernels, &thread->panel, gated->gate, gated->matrix, gated->gate_first + first, n, rows,
+                         thread->gate, DG_FEATURES);
+    dg_multiply_features(kernels, &thread->panel, gated->up, gated->matrix, gated->up_first + first, n, rows,
+                         thread->up, DG_FEATURES);
+    for (int32_t r = 0; r < rows->n; r++) {
+        float *gate = thread->gate + (int64_t)r * DG_FEATURES, *up = thread->up + (int64_t)r * DG_FEATURES;
+        kernels->gelu_multiply(gate, up, n, gate);
+        kernels->pack(hidden, r, first, gate, n);
+    }
+}
+
+typedef struct product {
+    dg_backend *backend;
+    const dg_weight *w;
+    const dg_rows *rows;
+    float *out;
+} product;
+
+static void multiply_panel(void *context, int64_t item, int thread) {
+    const product *p = context;
+    const dg_cpu_kernels *kernels = p->backend->kernels;
+    int64_t first = item * kernels->lanes, n = p->w->n_rows - first;
+    if (n > kernels->lanes) n = kernels->lanes;
+    dg_multiply_features(kernels, &p->backend->threads[thread].panel, p->w, 0, first, n, p->rows, p->out + first,
+                         p->w->n_rows);
+}
+
+void dg_matmul(dg_backend *backend, const dg_weight *w, const dg_rows *rows, float *out) {
+    product p = {backend, w, rows, out};
+    dg_pool_run(backend->pool, (w->n_rows + backend->kernels->lanes - 1) / backend->kernels->lanes, multiply_panel, &p);
+}
+
+/* ---- The gated MLP ------------------------------------------------------------------------------------------- */
+
+typedef struct gated_layer {
+    dg_backend *backend;
+    dg_gated gated;
+    const dg_rows *rows;
+    const dg_rows *hidden;
+} gated_layer;
+
+static void multiply_hidden(void *context, int64_t item, int thread) {
+    const gated_layer *g = context;
+    dg_multiply_gated(g->backend->kernels, &g->backend->threads[thread], &g->gated, item * DG_FEATURES, g->rows,
+                      g->hidden);
+}
+
+void dg_cpu_mlp(dg_backend *backend, const dg_mlp *mlp, const float *x, int32_t n, float *out) {
+    const dg_cpu_kernels *kernels = backend->kernels;
+    const int64_t n_ff = mlp->gate.n_rows;
+    dg_rows rows =
+        dg_pack_normed(backend, dg_common_form(kernels, &mlp->gate, &mlp->up), x, n, mlp->gate.n_cols, mlp->norm, 1.0f);
+    dg_rows hidden = dg_rows_in(kernels, backend->packed_hidden, dg_form_of(kernels, &mlp->down), n, n_ff, 0,
+                                dg_rows_n_tiles(kernels, n));
+    gated_layer g = {backend, {&mlp->gate, &mlp->up, 0, 0, 0, n_ff}, &rows, &hidden};
+    dg_pool_run(backend->pool, (n_ff + DG_FEATURES - 1) / DG_FEATURES, multiply_hidden, &g);
+    dg_matmul(backend, &mlp->down, &hidden, out);
+}

@@ -1,0 +1,113 @@
+/* Vectors of 8 lanes: AVX2 with FMA and F16C, and AVX-VNNI where the file is compiled for it. The functions are
+ * explained in simd_scalar.h. */
+#ifndef DG_CPU_SIMD_AVX2_H
+#define DG_CPU_SIMD_AVX2_H
+
+#include <immintrin.h>
+#include <stdint.h>
+#include <string.h>
+
+#define LANES 8
+#define TILE_ROWS 4 /* 16 registers: four sums, and what feeds them */
+#if defined(__AVXVNNI__)
+#define Q8_OFFSET 128 /* vpdpbusd multiplies unsigned by signed bytes */
+#else
+#define Q8_OFFSET 0
+#endif
+
+typedef __m256 vf;
+typedef __m256i vi;
+
+/* The compiler must not assume that it knows the value. */
+#define KEEP_IN_REGISTERS(v) __asm__ volatile("" : "+x"(v))
+
+static inline vf vf_set(float x) { return _mm256_set1_ps(x); }
+static inline vf vf_load(const float *p) { return _mm256_loadu_ps(p); }
+static inline void vf_store(float *p, vf a) { _mm256_storeu_ps(p, a); }
+static inline __m256i first_lanes(int n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+static inline vf vf_load_part(const float *p, int n) { return _mm256_maskload_ps(p, first_lanes(n)); }
+static inline void vf_store_part(float *p, vf a, int n) { _mm256_maskstore_ps(p, first_lanes(n), a); }
+static inline vf vf_add(vf a, vf b) { return _mm256_add_ps(a, b); }
+static inline vf vf_sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
+static inline vf vf_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
+static inline vf vf_div(vf a, vf b) { return _mm256_div_ps(a, b); }
+static inline vf vf_max(vf a, vf b) { return _mm256_max_ps(a, b); }
+static inline vf vf_min(vf a, vf b) { return _mm256_min_ps(a, b); }
+static inline vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
+static inline vf vf_abs(vf a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+static inline vf vf_where_less(vf a, vf b, vf x, vf y) {
+    return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
+}
+static inline float vf_sum(vf a) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+static inline float vf_largest(vf a) {
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+}
+static inline vf vf_load_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+static inline vf vf_load_bf16(const uint16_t *p) {
+    __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+static inline void vf_store_f16(uint16_t *p, vf a) {
+    _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+}
+
+static inline vi vi_set(int32_t x) { return _mm256_set1_epi32(x); }
+static inline vi vi_load(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
+static inline void vi_store(void *p, vi a) { _mm256_storeu_si256((__m256i *)p, a); }
+static inline vf vf_from_int(vi a) { return _mm256_cvtepi32_ps(a); }
+static inline vi vi_from_float(vf a) { return _mm256_cvtps_epi32(a); }
+static inline vf vf_power_of_two(vi exponent) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(exponent, _mm256_set1_epi32(127)), 23));
+}
+static inline void vi_store_bytes(int8_t *p, vi a) {
+    const __m256i low_bytes = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, /**/
+                                               0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
+    __m256i bytes = _mm256_shuffle_epi8(a, low_bytes);
+    __m128i both = _mm_unpacklo_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
+    _mm_storel_epi64((__m128i *)p, both);
+}
+
+static inline vi vi_dot4(vi acc, vi w, const int8_t *x, const int w_signed) {
+    int32_t four;
+    memcpy(&four, x, sizeof four);
+    __m256i all = _mm256_set1_epi32(four);
+#if defined(__AVXVNNI__)
+    (void)w_signed;
+    return _mm256_dpbusd_avx_epi32(acc, w, all);
+#else
+    /* vpmaddubsw takes unsigned by signed bytes too, and its 16-bit sums of two hold ±127·127·2 but not 255·127·2: a
+     * signed weight hands its sign to x. */
+    __m256i pairs = w_signed ? _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(all, w))
+                             : _mm256_maddubs_epi16(w, all);
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+#endif
+}
+
+static inline void vi_transpose(vi m[LANES]) {
+    vi t[LANES];
+    for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm256_unpacklo_epi32(m[i], m[i + 1]);
+        t[i + 1] = _mm256_unpackhi_epi32(m[i], m[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) { /* m[i + j] now holds column j of rows i … i + 3 in each half */
+        m[i] = _mm256_unpacklo_epi64(t[i], t[i + 2]);
+        m[i + 1] = _mm256_unpackhi_epi64(t[i], t[i + 2]);
+        m[i + 2] = _mm256_unpacklo_epi64(t[i + 1], t[i + 3]);
+        m[i + 3] = _mm256_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int j = 0; j < 4; j++) {
+        t[j] = _mm256_permute2x128_si256(m[j], m[4 + j], 0x20);
+        t[4 + j] = _mm256_permute2x128_si256(m[j], m[4 + j], 0x31);
+    }
+    for (int i = 0; i < 8; i++) m[i] = t[i];
+}
+
+#endif

@@ -1,0 +1,94 @@
+/* Opening, describing and closing models. */
+#include "model.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "backend.h"
+#include "error.h"
+#include "gguf.h"
+
+const char *dg_version(void) { return DGEMMA_VERSION; }
+
+dg_model_params dg_model_params_default(void) {
+    return (dg_model_params){
+        .size = sizeof(dg_model_params), .backend = DG_BACKEND_AUTO, .n_gpu_layers = -1, .use_mmap = true};
+}
+
+/* Picks the device that `params` asks for. */
+static dg_status choose_backend(dg_model *model, const dg_model_params *params, dg_error *error) {
+    if (params->backend == DG_BACKEND_CUDA)
+        return dg_fail(error, DG_ERROR_BACKEND, "this build has no CUDA backend: use the CPU (backend \"cpu\" or \"auto\")");
+    model->backend = &dg_cpu_backend;
+    snprintf(model->backend_name, sizeof model->backend_name, "%s", dg_cpu_backend_name());
+    snprintf(model->backend_note, sizeof model->backend_note, "%s",
+             params->n_gpu_layers > 0 ? "this build has no CUDA backend: every layer runs on the CPU" : "");
+    return DG_OK;
+}
+
+dg_status dg_model_open(const char *path, const dg_model_params *given, dg_model **out, dg_error *error) {
+    dg_model_params params = dg_model_params_default();
+    dg_file *file = NULL;
+    dg_model *model = NULL;
+    *out = NULL;
+    if (path == NULL) return dg_fail(error, DG_ERROR_ARGUMENT, "no path; expected the path of a GGUF file");
+    if (given != NULL) memcpy(&params, given, given->size < sizeof params ? given->size : sizeof params);
+    if (params.n_cpu_moe < 0)
+        return dg_fail(error, DG_ERROR_ARGUMENT, "n_cpu_moe is %d; expected a number of layers, 0 or more",
+                       params.n_cpu_moe);
+    DG_TRY(dg_file_open_with(path, params.use_mmap, params.progress, params.user, &file, error));
+    dg_status status = dg_model_bind(file, &model, error);
+    if (status != DG_OK) {
+        dg_file_close(file);
+        return status;
+    }
+    status = choose_backend(model, &params, error);
+    if (status != DG_OK) {
+        dg_model_release(model);
+        return status;
+    }
+    dg_file_advise(file, DG_FILE_WILL_NEED);
+    *out = model;
+    return DG_OK;
+}
+
+void dg_model_release(dg_model *model) {
+    if (atomic_fetch_sub(&model->n_references, 1) != 1) return;
+    dg_file_close(model->file);
+    free(model->layers);
+    free(model);
+}
+
+void dg_model_close(dg_model *model) {
+    if (model != NULL) dg_model_release(model);
+}
+
+const dg_file *dg_model_file(const dg_model *model) { return model->file; }
+
+void dg_model_describe(const dg_model *model, dg_model_info *out) {
+    dg_model_info info = {
+        .size = out->size,
+        .n_layers = model->n_layers,
+        .n_embd = model->n_embd,
+        .n_vocab = model->n_vocab,
+        .n_heads = model->n_heads,
+        .n_ff = model->n_ff,
+        .n_experts = model->n_experts,
+        .n_experts_used = model->n_experts_used,
+        .n_ff_expert = model->n_ff_expert,
+        .sliding_window = model->sliding_window,
+        .canvas_length = model->canvas_length,
+        .context_length = model->context_length,
+        .n_parameters = model->n_parameters,
+        .weight_bytes = model->weight_bytes,
+        .sampling = model->sampling,
+        .n_end_tokens = model->n_end_tokens,
+        .backend = DG_BACKEND_CPU,
+        .backend_name = model->backend_name,
+        .backend_note = model->backend_note,
+    };
+    memcpy(info.end_tokens, model->end_tokens, sizeof info.end_tokens);
+    for (int32_t i = 0; i < model->n_layers; i++) info.n_sliding_layers += model->layers[i].sliding;
+    memcpy(out, &info, out->size < sizeof info ? out->size : sizeof info);
+}
