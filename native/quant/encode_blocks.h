@@ -1,4 +1,6 @@
-/* Encoders of the plain formats, of blocks of 32, and of NVFP4. Included once for each instruction set. */
+/* Encoders of the plain formats and of blocks of 32. Included once for each instruction set. */
+#include <math.h>
+
 #include "quant/float.h"
 #include "quant/quant.h"
 #include "quant/search.h"
@@ -27,17 +29,14 @@ LANES_INLINE void load_batch(group_batch *batch, const float *src, const float *
     load_groups(weights, n, batch->w);
 }
 
+static inline int batch_size(int64_t n_left) { return n_left < N_LANES ? (int)n_left : N_LANES; }
+
+static inline const float *at(const float *weights, int64_t i) { return weights == NULL ? NULL : weights + i; }
+
 /* The binary16 nearest to each scale, but not zero for a scale that is not: codes of ±1 are better than none. */
 LANES_INLINE ints scale_bits(floats scale) {
     ints half = f16_bits(scale);
     return half | ((scale != 0.0f) & ((half & 0x7fff) == 0) & 1);
-}
-
-/* The bits of a scale whose largest multiple must reach far enough: not below x where that would be felt, among the
- * subnormals. */
-LANES_INLINE ints scale_bits_up(floats scale) {
-    ints half = scale_bits(scale);
-    return half - (magnitude(f16_value(half)) < magnitude(scale));
 }
 
 /* ---- Plain formats ------------------------------------------------------------------------------------------- */
@@ -81,15 +80,19 @@ typedef struct block_scales {
     float inverse[N_LANES];
 } block_scales;
 
-LANES_INLINE block_scales search_blocks(levels levels, const float *src, const float *weights, int n_blocks,
-                                        const float *targets) {
-    group_batch batch;
+LANES_INLINE block_scales keep_scales(floats scale) {
     block_scales scales;
-    load_batch(&batch, src, weights, n_blocks, 32);
-    ints bits = scale_bits(search_scale(levels, batch.x, batch.w, 32, targets));
+    ints bits = scale_bits(scale);
     memcpy(scales.bits, &bits, sizeof bits);
     store(scales.inverse, inverse(f16_value(bits)));
     return scales;
+}
+
+LANES_INLINE block_scales search_blocks(levels kind, const float *src, const float *weights, int n_blocks,
+                                        const float *targets) {
+    group_batch batch;
+    load_batch(&batch, src, weights, n_blocks, 32);
+    return keep_scales(search_scale(kind, batch.x, batch.w, 32, targets));
 }
 
 /* Two elements a byte: 16 apart. */
@@ -104,14 +107,11 @@ LANES_INLINE void pack_fifth_bits(const uint8_t *codes, uint8_t *qh) {
     memcpy(qh, &bits, sizeof bits);
 }
 
-static inline int batch_size(int64_t n_left) { return n_left < N_LANES ? (int)n_left : N_LANES; }
-
 static void encode_q4_0(const float *src, void *dst, int64_t n, const float *weights, float inverse_multiplier) {
     dg_block_q4_0 *block = dst;
     for (int64_t b = 0; b < n / 32; b += N_LANES) {
         int n_blocks = batch_size(n / 32 - b);
-        block_scales scales = search_blocks(LEVELS_4_BIT, src + 32 * b, weights == NULL ? NULL : weights + 32 * b,
-                                            n_blocks, targets_4_bit);
+        block_scales scales = search_blocks(LEVELS_4_BIT, src + 32 * b, at(weights, 32 * b), n_blocks, targets_4_bit);
         for (int i = 0; i < n_blocks; i++, block++) {
             uint8_t codes[32];
             store_codes(LEVELS_4_BIT, src + 32 * (b + i), 32, scales.inverse[i], codes);
@@ -125,8 +125,7 @@ static void encode_q5_0(const float *src, void *dst, int64_t n, const float *wei
     dg_block_q5_0 *block = dst;
     for (int64_t b = 0; b < n / 32; b += N_LANES) {
         int n_blocks = batch_size(n / 32 - b);
-        block_scales scales = search_blocks(LEVELS_5_BIT, src + 32 * b, weights == NULL ? NULL : weights + 32 * b,
-                                            n_blocks, targets_5_bit);
+        block_scales scales = search_blocks(LEVELS_5_BIT, src + 32 * b, at(weights, 32 * b), n_blocks, targets_5_bit);
         for (int i = 0; i < n_blocks; i++, block++) {
             uint8_t codes[32];
             store_codes(LEVELS_5_BIT, src + 32 * (b + i), 32, scales.inverse[i], codes);
@@ -141,8 +140,7 @@ static void encode_iq4_nl(const float *src, void *dst, int64_t n, const float *w
     dg_block_iq4_nl *block = dst;
     for (int64_t b = 0; b < n / 32; b += N_LANES) {
         int n_blocks = batch_size(n / 32 - b);
-        block_scales scales = search_blocks(LEVELS_IQ4, src + 32 * b, weights == NULL ? NULL : weights + 32 * b,
-                                            n_blocks, targets_iq4);
+        block_scales scales = search_blocks(LEVELS_IQ4, src + 32 * b, at(weights, 32 * b), n_blocks, targets_iq4);
         for (int i = 0; i < n_blocks; i++, block++) {
             uint8_t codes[32];
             store_codes(LEVELS_IQ4, src + 32 * (b + i), 32, scales.inverse[i], codes);
@@ -156,14 +154,23 @@ static void encode_iq4_nl(const float *src, void *dst, int64_t n, const float *w
  * those of the rounded scale. */
 static void encode_q8_0(const float *src, void *dst, int64_t n, const float *weights, float inverse_multiplier) {
     dg_block_q8_0 *block = dst;
-    for (int64_t b = 0; b < n / 32; b++, block++, src += 32) {
-        floats most = {0};
-        for (int j = 0; j < 32; j += N_LANES) most = larger(most, magnitude(load(src + j)));
-        float amax = 0.0f;
-        for (int lane = 0; lane < N_LANES; lane++) amax = most[lane] > amax ? most[lane] : amax;
-        uint16_t bits = (uint16_t)scale_bits(all(amax / 127.0f))[0];
-        store_codes(LEVELS_8_BIT, src, 32, inverse(f16_value((ints){0} + bits))[0], (uint8_t *)block->qs);
-        block->d = bits;
+    for (int64_t b = 0; b < n / 32; b += N_LANES) {
+        int n_blocks = batch_size(n / 32 - b);
+        float maxima[N_LANES * N_LANES] = {0}; /* of each block, lane by lane */
+        for (int i = 0; i < n_blocks; i++) {
+            floats most = {0};
+            for (int j = 0; j < 32; j += N_LANES) most = larger(most, magnitude(load(src + 32 * (b + i) + j)));
+            store(maxima + N_LANES * i, most);
+        }
+        floats by_block[N_LANES], most = {0};
+        load_groups(maxima, N_LANES, by_block);
+        for (int j = 0; j < N_LANES; j++) most = larger(most, by_block[j]);
+
+        block_scales scales = keep_scales(most / 127.0f);
+        for (int i = 0; i < n_blocks; i++, block++) {
+            store_codes(LEVELS_8_BIT, src + 32 * (b + i), 32, scales.inverse[i], (uint8_t *)block->qs);
+            block->d = (uint16_t)scales.bits[i];
+        }
     }
 }
 
@@ -196,8 +203,7 @@ static void encode_q4_1(const float *src, void *dst, int64_t n, const float *wei
     dg_block_q4_1 *block = dst;
     for (int64_t b = 0; b < n / 32; b += N_LANES) {
         int n_blocks = batch_size(n / 32 - b);
-        affine_scales scales = search_affine_blocks(15, src + 32 * b, weights == NULL ? NULL : weights + 32 * b,
-                                                    n_blocks, spans_4_bit);
+        affine_scales scales = search_affine_blocks(15, src + 32 * b, at(weights, 32 * b), n_blocks, spans_4_bit);
         for (int i = 0; i < n_blocks; i++, block++) {
             uint8_t codes[32];
             store_affine_codes(15, src + 32 * (b + i), 32, scales.inverse[i], scales.offset[i], codes);
@@ -212,8 +218,7 @@ static void encode_q5_1(const float *src, void *dst, int64_t n, const float *wei
     dg_block_q5_1 *block = dst;
     for (int64_t b = 0; b < n / 32; b += N_LANES) {
         int n_blocks = batch_size(n / 32 - b);
-        affine_scales scales = search_affine_blocks(31, src + 32 * b, weights == NULL ? NULL : weights + 32 * b,
-                                                    n_blocks, spans_5_bit);
+        affine_scales scales = search_affine_blocks(31, src + 32 * b, at(weights, 32 * b), n_blocks, spans_5_bit);
         for (int i = 0; i < n_blocks; i++, block++) {
             uint8_t codes[32];
             store_affine_codes(31, src + 32 * (b + i), 32, scales.inverse[i], scales.offset[i], codes);
@@ -221,67 +226,6 @@ static void encode_q5_1(const float *src, void *dst, int64_t n, const float *wei
             block->m = (uint16_t)scales.offset_bits[i];
             pack_nibbles(codes, block->qs);
             pack_fifth_bits(codes, block->qh);
-        }
-    }
-}
-
-/* ---- NVFP4 --------------------------------------------------------------------------------------------------- */
-
-/* The E4M3 code of x, rounded down, and the value of a code; 0 ≤ x, 0 ≤ code ≤ 126. See dg_e4m3_floor. */
-LANES_INLINE ints e4m3_floor(floats x) {
-    ints normal = ((ints)x - (120 << 23)) >> 20, subnormal = to_ints(smaller(x, all(1.0f)) * 0x1p9f);
-    ints code = choose_ints(x < 0x1p-6f, subnormal, normal);
-    return choose_ints(code > DG_E4M3_MAX_CODE, (ints){0} + DG_E4M3_MAX_CODE, code);
-}
-
-LANES_INLINE floats e4m3_value(ints code) { return (floats)(code << 20) * 0x1p120f; }
-
-/* Steps of an eighth octave around the code that puts the largest element on 6, the largest E2M1: 2 below (it is
- * clipped) to 5 above (it lies on 4 or below). */
-#define N_E4M3_TRIALS 8
-
-static void encode_nvfp4(const float *src, void *dst, int64_t n, const float *weights, float inverse_multiplier) {
-    dg_block_nvfp4 *blocks = dst;
-    for (int64_t g = 0; g < n / 16; g += N_LANES) {
-        int n_groups = batch_size(n / 16 - g);
-        group_batch batch;
-        load_batch(&batch, src + 16 * g, weights == NULL ? NULL : weights + 16 * g, n_groups, 16);
-        for (int j = 0; j < 16; j++) batch.x[j] *= inverse_multiplier;
-
-        ints start = e4m3_floor(magnitude(extreme(batch.x, 16)) * (1.0f / 6.0f)) - 2;
-        ints best = {0};
-        floats gain = {0};
-        for (int first = 0; first < N_E4M3_TRIALS; first += TRIALS_AT_ONCE) {
-            floats scale[TRIALS_AT_ONCE], inverse_scale[TRIALS_AT_ONCE];
-            scale_sums sums[TRIALS_AT_ONCE];
-            ints code[TRIALS_AT_ONCE];
-            for (int i = 0; i < TRIALS_AT_ONCE; i++) {
-                code[i] = start + (first + i);
-                code[i] = choose_ints(code[i] < 1, (ints){0} + 1, code[i]);
-                code[i] = choose_ints(code[i] > DG_E4M3_MAX_CODE, (ints){0} + DG_E4M3_MAX_CODE, code[i]);
-                scale[i] = 0.5f * e4m3_value(code[i]); /* the levels are doubled */
-                inverse_scale[i] = inverse(scale[i]);
-            }
-            sum_trials(LEVELS_E2M1, batch.x, batch.w, 16, TRIALS_AT_ONCE, inverse_scale, sums);
-            for (int i = 0; i < TRIALS_AT_ONCE; i++) {
-                floats trial_gain = scale_gain(scale[i], &sums[i]);
-                ints better = trial_gain > gain;
-                best = choose_ints(better, code[i], best);
-                gain = choose(better, trial_gain, gain);
-            }
-        }
-
-        for (int i = 0; i < n_groups; i++) {
-            dg_block_nvfp4 *block = blocks + (g + i) / 4;
-            int group = (int)((g + i) % 4);
-            uint8_t codes[16];
-            float inverse_scale = inverse(0.5f * e4m3_value((ints){0} + best[i]))[0];
-            /* Two products, in the order of the search. */
-            float scaled[16];
-            for (int j = 0; j < 16; j++) scaled[j] = src[16 * (g + i) + j] * inverse_multiplier;
-            store_codes(LEVELS_E2M1, scaled, 16, inverse_scale, codes);
-            block->scales[group] = (uint8_t)best[i];
-            for (int j = 0; j < 8; j++) block->qs[8 * group + j] = (uint8_t)(codes[j] | codes[j + 8] << 4);
         }
     }
 }

@@ -2,6 +2,7 @@
 #include "quant/encode.h"
 
 #include "quant/encode_blocks.h"
+#include "quant/encode_nvfp4.h"
 #include "quant/encode_super.h"
 
 const dg_encode ENCODERS[DG_N_TYPES] = {

@@ -25,7 +25,6 @@ static inline float dg_float_from_bits(uint32_t bits) {
 /* ---- binary16: SEEE EEMM MMMM MMMM, bias 15 ------------------------------------------------------------------ */
 
 #define DG_F16_MAX 65504.0f
-#define DG_F16_SMALLEST 0x1p-24f /* the smallest subnormal */
 
 static inline float dg_f16_to_f32(uint16_t half) {
 #if defined(__F16C__)
@@ -85,17 +84,5 @@ static inline float dg_e4m3_to_f32(uint8_t code) {
     /* As for binary16: shifted into float32's fields the value is too small by 2^(127 − 7). */
     return dg_float_from_bits(magnitude << 20) * 0x1p120f;
 }
-
-/* Largest code whose value is at most x; x ≥ 0. The codes ascend with their values. */
-static inline uint8_t dg_e4m3_floor(float x) {
-    if (!(x < DG_E4M3_MAX)) return DG_E4M3_MAX_CODE;
-    if (x < 0x1p-6f) return (uint8_t)(x * 0x1p9f); /* subnormal: steps of 2^-9 */
-    return (uint8_t)((dg_float_bits(x) - (120u << 23)) >> 20);
-}
-
-/* ---- E2M1: SEEM ---------------------------------------------------------------------------------------------- */
-
-/* Values of the 16 codes, doubled, so that they are integers. */
-#define DG_E2M1_DOUBLED {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12}
 
 #endif

@@ -1,5 +1,6 @@
-/* Codebooks of the IQ2 and IQ3 formats; written by iq_grids.py. A point is packed into 16 bits, first element lowest:
- * eight elements of two bits or four of three, each the index of a magnitude. */
+/* Codebooks of the IQ2 and IQ3 formats; written by iq_grids.py. A point is packed into 16 bits,
+ * first element lowest: eight elements of two bits or four of three, each the index of a magnitude.
+ */
 #ifndef DG_QUANT_IQ_GRIDS_H
 #define DG_QUANT_IQ_GRIDS_H
 

@@ -9,8 +9,9 @@ TYPES = ["IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"]
 NUMBERS_PER_LINE = 14
 
 HEADER = """\
-/* Codebooks of the IQ2 and IQ3 formats; written by iq_grids.py. A point is packed into 16 bits, first element lowest:
- * eight elements of two bits or four of three, each the index of a magnitude. */
+/* Codebooks of the IQ2 and IQ3 formats; written by iq_grids.py. A point is packed into 16 bits,
+ * first element lowest: eight elements of two bits or four of three, each the index of a magnitude.
+ */
 #ifndef DG_QUANT_IQ_GRIDS_H
 #define DG_QUANT_IQ_GRIDS_H
 
@@ -23,7 +24,7 @@ def packed_points(name: str) -> tuple[list[int], list[int]]:
     quant = getattr(gguf.quants, name)
     quant.init_grid()
     magnitudes = [int(value) for value in quant.grid_map]
-    bits = 16 // quant.grid_shape[1] if len(magnitudes) == 3 else 3
+    bits = 2 if len(magnitudes) == 3 else 3
     points = [
         sum(magnitudes.index(int(value)) << (bits * i) for i, value in enumerate(point))
         for point in quant.grid.reshape(quant.grid_shape)

@@ -1,5 +1,4 @@
-/* The values that a format's codes stand for, in units of the group's scale, and the nearest of them to given numbers.
- */
+/* The values that codes stand for, in units of their group's scale, and the nearest of them to given numbers. */
 #ifndef DG_QUANT_LEVELS_H
 #define DG_QUANT_LEVELS_H
 
@@ -28,6 +27,7 @@ LANES_INLINE floats nearest_iq4(floats x) {
     return to_floats(value);
 }
 
+/* Codes count in the order of the values. */
 LANES_INLINE ints code_iq4(floats x) {
     ints index = {0};
     for (int k = 0; k < 15; k++) index -= x > iq4_midpoints[k];
@@ -49,36 +49,50 @@ LANES_INLINE ints code_e2m1(floats x) {
 }
 
 /* The level nearest to x. */
-LANES_INLINE floats nearest(levels levels, floats x) {
-    switch (levels) {
-    case LEVELS_3_BIT: return clamped(rounded(x), -4, 3);
-    case LEVELS_4_BIT: return clamped(rounded(x), -8, 7);
-    case LEVELS_5_BIT: return clamped(rounded(x), -16, 15);
-    case LEVELS_6_BIT: return clamped(rounded(x), -32, 31);
-    case LEVELS_8_BIT: return clamped(rounded(x), -127, 127);
-    case LEVELS_IQ4: return nearest_iq4(x);
-    case LEVELS_E2M1: return nearest_e2m1(x);
+LANES_INLINE floats nearest(levels kind, floats x) {
+    switch (kind) {
+    case LEVELS_3_BIT:
+        return clamped(rounded(x), -4, 3);
+    case LEVELS_4_BIT:
+        return clamped(rounded(x), -8, 7);
+    case LEVELS_5_BIT:
+        return clamped(rounded(x), -16, 15);
+    case LEVELS_6_BIT:
+        return clamped(rounded(x), -32, 31);
+    case LEVELS_8_BIT:
+        return clamped(rounded(x), -127, 127);
+    case LEVELS_IQ4:
+        return nearest_iq4(x);
+    case LEVELS_E2M1:
+        return nearest_e2m1(x);
     }
     return x;
 }
 
 /* The code of the level nearest to x. */
-LANES_INLINE ints code_of(levels levels, floats x) {
-    switch (levels) {
-    case LEVELS_3_BIT: return to_ints(nearest(levels, x)) + 4;
-    case LEVELS_4_BIT: return to_ints(nearest(levels, x)) + 8;
-    case LEVELS_5_BIT: return to_ints(nearest(levels, x)) + 16;
-    case LEVELS_6_BIT: return to_ints(nearest(levels, x)) + 32;
-    case LEVELS_8_BIT: return to_ints(nearest(levels, x));
-    case LEVELS_IQ4: return code_iq4(x);
-    case LEVELS_E2M1: return code_e2m1(x);
+LANES_INLINE ints code_of(levels kind, floats x) {
+    switch (kind) {
+    case LEVELS_3_BIT:
+        return to_ints(nearest(kind, x)) + 4;
+    case LEVELS_4_BIT:
+        return to_ints(nearest(kind, x)) + 8;
+    case LEVELS_5_BIT:
+        return to_ints(nearest(kind, x)) + 16;
+    case LEVELS_6_BIT:
+        return to_ints(nearest(kind, x)) + 32;
+    case LEVELS_8_BIT:
+        return to_ints(nearest(kind, x));
+    case LEVELS_IQ4:
+        return code_iq4(x);
+    case LEVELS_E2M1:
+        return code_e2m1(x);
     }
     return to_ints(x);
 }
 
 /* Codes of n contiguous elements of one group, n a multiple of 16. */
-LANES_INLINE void store_codes(levels levels, const float *src, int n, float inverse_scale, uint8_t *codes) {
-    for (int j = 0; j < n; j += N_LANES) store_bytes(codes + j, code_of(levels, load(src + j) * inverse_scale));
+LANES_INLINE void store_codes(levels kind, const float *src, int n, float inverse_scale, uint8_t *codes) {
+    for (int j = 0; j < n; j += N_LANES) store_bytes(codes + j, code_of(kind, load(src + j) * inverse_scale));
 }
 
 /* Likewise for x ≈ scale · q + offset, q in 0 … high. */

@@ -20,8 +20,7 @@
 #define BF16_MAX 0x1.fep127f
 #define NVFP4_MAX (6.0f * DG_E4M3_MAX) /* with a multiplier of 1 */
 
-#define PLAIN(NAME, name, bytes, max_magnitude)                                                                        \
-    [DG_TYPE_##NAME] = {#name, 1, bytes, max_magnitude, dg_decode_##name}
+#define PLAIN(NAME, name, bytes, max_magnitude) [DG_TYPE_##NAME] = {#name, 1, bytes, max_magnitude, dg_decode_##name}
 #define BLOCKS(NAME, name, block_size, max_magnitude)                                                                  \
     [DG_TYPE_##NAME] = {#name, block_size, sizeof(dg_block_##name), max_magnitude, dg_decode_##name}
 
@@ -99,8 +98,9 @@ static dg_status check_shape(const dg_type_traits *traits, int64_t n_rows, int64
         return dg_fail(error, DG_ERROR_ARGUMENT, "a matrix of %" PRId64 " rows and %" PRId64 " columns cannot be",
                        n_rows, n_cols);
     if (n_cols % traits->block_size != 0)
-        return dg_fail(error, DG_ERROR_ARGUMENT, "a row of %" PRId64 " elements cannot be %s, whose blocks hold %" PRId32
-                       "; choose another type", n_cols, traits->name, traits->block_size);
+        return dg_fail(error, DG_ERROR_ARGUMENT,
+                       "a row of %" PRId64 " elements cannot be %s, whose blocks hold %" PRId32 "; choose another type",
+                       n_cols, traits->name, traits->block_size);
     return DG_OK;
 }
 

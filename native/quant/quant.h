@@ -73,6 +73,7 @@ typedef struct DG_PACKED dg_block_nvfp4 {
     uint8_t qs[32];
 } dg_block_nvfp4;
 
+/* Values of the codes SEEM, doubled, so that they are integers. */
 extern const int8_t dg_e2m1_doubled[16];
 
 /* ---- Super-blocks of 256 ------------------------------------------------------------------------------------- */
@@ -211,7 +212,7 @@ typedef void (*dg_encode)(const float *src, void *dst, int64_t n, const float *w
 
 typedef struct dg_type_traits {
     const char *name;
-    int32_t block_size;  /* elements */
+    int32_t block_size; /* elements */
     int32_t block_bytes;
     float max_magnitude; /* the largest |x| that an encoder takes */
     dg_decode decode;
