@@ -44,6 +44,11 @@ typedef struct dg_head_result { /* (n) each, on the host */
 } dg_head_result;
 
 struct dg_backend_ops {
+    /* Moves the weights of a model that has just been bound to the device: afterwards every weight and float vector of
+     * `model` is the device's. On failure the model is as before. NULL where operations read the mapped file. */
+    dg_status (*load_model)(dg_model *model, const dg_model_params *params, dg_error *error);
+    void (*unload_model)(dg_model *model);
+
     /* Bytes of scratch that `create` will take. */
     uint64_t (*scratch_bytes)(const dg_backend_params *params);
     dg_status (*create)(const dg_backend_params *params, dg_backend **backend, dg_error *error);

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "backend.h"
+#include "cuda_loader.h"
 #include "error.h"
 #include "gguf.h"
 
@@ -16,15 +17,31 @@ dg_model_params dg_model_params_default(void) {
         .size = sizeof(dg_model_params), .backend = DG_BACKEND_AUTO, .n_gpu_layers = -1, .use_mmap = true};
 }
 
-/* Picks the device that `params` asks for. */
-static dg_status choose_backend(dg_model *model, const dg_model_params *params, dg_error *error) {
-    if (params->backend == DG_BACKEND_CUDA)
-        return dg_fail(error, DG_ERROR_BACKEND, "this build has no CUDA backend: use the CPU (backend \"cpu\" or \"auto\")");
+static dg_status use_cpu(dg_model *model, const char *note) {
     model->backend = &dg_cpu_backend;
     snprintf(model->backend_name, sizeof model->backend_name, "%s", dg_cpu_backend_name());
-    snprintf(model->backend_note, sizeof model->backend_note, "%s",
-             params->n_gpu_layers > 0 ? "this build has no CUDA backend: every layer runs on the CPU" : "");
+    snprintf(model->backend_note, sizeof model->backend_note, "%.255s", note);
     return DG_OK;
+}
+
+/* Picks the device that `params` asks for, and moves the weights there. */
+static dg_status choose_backend(dg_model *model, const dg_model_params *params, dg_error *error) {
+    char note[256];
+    dg_error failure = {0};
+    if (params->backend == DG_BACKEND_CPU || (params->backend == DG_BACKEND_AUTO && params->n_gpu_layers == 0))
+        return use_cpu(model, "");
+    const dg_backend_ops *gpu = dg_cuda_load(note, sizeof note);
+    if (gpu != NULL) {
+        dg_status status = gpu->load_model(model, params, &failure);
+        if (status == DG_OK) model->backend = gpu;
+        if (status == DG_OK) return DG_OK;
+        if (status == DG_ERROR_CANCELLED || params->backend == DG_BACKEND_CUDA)
+            return dg_fail(error, status, "%s", failure.message);
+        return use_cpu(model, failure.message);
+    }
+    if (params->backend == DG_BACKEND_CUDA)
+        return dg_fail(error, DG_ERROR_BACKEND, "%s: use the CPU (backend \"cpu\" or \"auto\")", note);
+    return use_cpu(model, params->n_gpu_layers > 0 ? note : "");
 }
 
 dg_status dg_model_open(const char *path, const dg_model_params *given, dg_model **out, dg_error *error) {
@@ -55,6 +72,7 @@ dg_status dg_model_open(const char *path, const dg_model_params *given, dg_model
 
 void dg_model_release(dg_model *model) {
     if (atomic_fetch_sub(&model->n_references, 1) != 1) return;
+    if (model->backend != NULL && model->backend->unload_model != NULL) model->backend->unload_model(model);
     dg_file_close(model->file);
     free(model->layers);
     free(model);
@@ -84,7 +102,7 @@ void dg_model_describe(const dg_model *model, dg_model_info *out) {
         .weight_bytes = model->weight_bytes,
         .sampling = model->sampling,
         .n_end_tokens = model->n_end_tokens,
-        .backend = DG_BACKEND_CPU,
+        .backend = model->backend == &dg_cpu_backend ? DG_BACKEND_CPU : DG_BACKEND_CUDA,
         .backend_name = model->backend_name,
         .backend_note = model->backend_note,
     };

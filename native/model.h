@@ -4,7 +4,12 @@
 #ifndef DG_MODEL_H
 #define DG_MODEL_H
 
+#ifdef __cplusplus /* the CUDA backend */
+#include <atomic>
+using std::atomic_int;
+#else
 #include <stdatomic.h>
+#endif
 
 #include "dgemma.h"
 
@@ -94,6 +99,7 @@ struct dg_model {
     uint64_t weight_bytes;
     dg_file *file;
     const dg_backend_ops *backend;
+    void *backend_data; /* what ops->load_model keeps; NULL on the CPU */
     char backend_name[64];
     char backend_note[256];
     atomic_int n_references; /* the opener and each session */

@@ -146,9 +146,9 @@ dg_status dg_session_prefill(dg_session *session, const int32_t *tokens, int32_t
                        "%d tokens behind the %d already encoded leave no room for a canvas of %d in a context of %d: "
                        "shorten the prompt or raise n_ctx (at most %d)",
                        n, n_past, model->canvas_length, n_ctx, model->context_length);
-    DG_TRY(dg_file_check(model->file, error));
     session->denoiser.active = false;
     for (int32_t done = 0; done < n;) {
+        DG_TRY(dg_file_check(model->file, error));
         DG_TRY(check_cancel(session, error));
         int32_t chunk = n - done < session->params.n_batch ? n - done : session->params.n_batch;
         DG_TRY(take_cancel(session,

@@ -7,19 +7,23 @@
  *       20     4  n_past                    24     4  first position held of the sliding layers
  *       28     4  number of layers
  *       32     8  fingerprint of the model
- *       40     8  checksum of everything behind the header
+ *       40     8  checksum of everything before and behind it
  *       48        token ids (n_past), int32
  *                 layer by layer: keys, then values, head by head, position by position
  *
  * Little endian. The cache's own rows are written as they are, so a file is read by the version that wrote it and by
  * machines of the same byte order. */
 #include <errno.h>
+#include <fcntl.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "error.h"
+#include "gguf.h"
 #include "session.h"
 
 #define VERSION 1
@@ -30,19 +34,16 @@ typedef struct header {
     uint64_t fingerprint, checksum;
 } header;
 
-/* FNV-1a over 64-bit words: guards against damage, not against forgery. */
+/* FNV-1a: guards against damage, not against forgery. */
 static uint64_t hash(uint64_t state, const void *data, size_t n) {
     const unsigned char *bytes = data;
-    uint64_t word = 0;
-    for (; n >= 8; n -= 8, bytes += 8) {
-        memcpy(&word, bytes, 8);
-        state = (state ^ word) * 0x100000001B3u;
-        state ^= state >> 29; /* carries the upper bits down, which a multiplication never does */
-    }
-    for (; n > 0; n--) state = (state ^ *bytes++) * 0x100000001B3u;
+    for (size_t i = 0; i < n; i++) state = (state ^ bytes[i]) * 0x100000001B3u;
     return state;
 }
 #define HASH_SEED 0xCBF29CE484222325u
+
+/* The checksum begins with the header's own fields. */
+static uint64_t hash_header(const header *h) { return hash(HASH_SEED, h, offsetof(header, checksum)); }
 
 /* Tells models apart: names, types and sizes of all tensors, and some bytes of each. */
 static uint64_t fingerprint(const dg_model *model) {
@@ -131,10 +132,15 @@ static header describe(const dg_session *session) {
 dg_status dg_session_save(dg_session *session, const char *path, dg_error *error) {
     dg_status status = DG_OK;
     if (path == NULL) return dg_fail(error, DG_ERROR_ARGUMENT, "no path to save the session to");
+    DG_TRY(dg_file_check(session->model->file, error)); /* the fingerprint reads some of its weights */
     header h = describe(session);
     size_t length = strlen(path) + 32;
     char *beside = malloc(length);
-    transfer t = {.path = path, .saving = true, .checksum = HASH_SEED, .row = allocate_row(&session->cache), .error = error};
+    transfer t = {.path = path,
+                  .saving = true,
+                  .checksum = hash_header(&h),
+                  .row = allocate_row(&session->cache),
+                  .error = error};
     if (beside == NULL || t.row == NULL) {
         status = dg_fail(error, DG_ERROR_OUT_OF_MEMORY, "no memory to save a session");
         goto out;
@@ -202,33 +208,68 @@ static dg_status read_tokens_in_range(const dg_session *session, const char *pat
     return DG_OK;
 }
 
+/* Opens a file for reading, and nothing else: opening a pipe would wait for its other end. */
+static dg_status open_regular(const char *path, FILE **file, dg_error *error) {
+    struct stat info;
+    int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+    if (fd < 0) return dg_fail(error, DG_ERROR_IO, "%s: cannot read: %s", path, strerror(errno));
+    if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {
+        close(fd);
+        return dg_fail(error, DG_ERROR_IO, "%s: not a file; expected one that a session was saved to", path);
+    }
+    *file = fdopen(fd, "rb");
+    if (*file == NULL) {
+        close(fd);
+        return dg_fail(error, DG_ERROR_OUT_OF_MEMORY, "no memory to read %s", path);
+    }
+    return DG_OK;
+}
+
+/* Reads everything behind the header once, so that a damaged file is refused before the session is touched. */
+static dg_status check_content(const header *h, const char *path, FILE *file, dg_error *error) {
+    enum { CHUNK = 1 << 16 };
+    unsigned char *chunk = malloc(CHUNK);
+    if (chunk == NULL) return dg_fail(error, DG_ERROR_OUT_OF_MEMORY, "no memory to read %s", path);
+    uint64_t state = hash_header(h);
+    for (size_t n = CHUNK; n == CHUNK;) {
+        n = fread(chunk, 1, CHUNK, file);
+        state = hash(state, chunk, n);
+    }
+    free(chunk);
+    if (state != h->checksum || ferror(file))
+        return dg_fail(error, DG_ERROR_MODEL_FILE, "%s: the checksum does not fit: it is damaged", path);
+    if (fseek(file, (long)sizeof *h, SEEK_SET) != 0)
+        return dg_fail(error, DG_ERROR_IO, "%s: cannot read: %s", path, strerror(errno));
+    return DG_OK;
+}
+
 dg_status dg_session_load(dg_session *session, const char *path, dg_error *error) {
     dg_kv_cache *cache = &session->cache;
     dg_status status = DG_OK;
     header h;
     if (path == NULL) return dg_fail(error, DG_ERROR_ARGUMENT, "no path to load a session from");
-    transfer t = {.path = path, .saving = false, .checksum = HASH_SEED, .row = allocate_row(cache), .error = error};
+    DG_TRY(dg_file_check(session->model->file, error));
+    transfer t = {.path = path, .saving = false, .row = allocate_row(cache), .error = error};
     if (t.row == NULL) return dg_fail(error, DG_ERROR_OUT_OF_MEMORY, "no memory to load a session");
-    t.file = fopen(path, "rb");
-    if (t.file == NULL) {
-        status = dg_fail(error, DG_ERROR_IO, "%s: cannot read: %s", path, strerror(errno));
-        goto out;
-    }
+    status = open_regular(path, &t.file, error);
+    if (status != DG_OK) goto out;
     if (fread(&h, sizeof h, 1, t.file) != 1) {
         status = dg_fail(error, DG_ERROR_MODEL_FILE, "%s is not a session file", path);
         goto out;
     }
     status = check_header(session, &h, path, error);
+    if (status == DG_OK) status = check_content(&h, path, t.file, error);
     if (status != DG_OK) goto out;
 
-    /* From here on the session's own cache is being replaced: on failure it is left empty. Rows older than the rings
-     * reach land in slots that newer rows then take, since they come in order of position. */
+    /* The file is whole. From here on the session's own cache is being replaced: should reading fail now, it is left
+     * empty. Rows older than the rings reach land in slots that newer rows then take, since they come in order of
+     * position. */
     session->denoiser.active = false;
     cache->n_past = h.n_past;
     cache->first_held = h.first_held;
     status = move_cache(&t, cache);
-    if (status == DG_OK && (t.checksum != h.checksum || fgetc(t.file) != EOF))
-        status = dg_fail(error, DG_ERROR_MODEL_FILE, "%s: the checksum does not fit: it is damaged", path);
+    if (status == DG_OK && fgetc(t.file) != EOF)
+        status = dg_fail(error, DG_ERROR_MODEL_FILE, "%s is longer than its cache: it is damaged", path);
     if (status == DG_OK) status = read_tokens_in_range(session, path, error);
     if (status == DG_OK) status = cache->ops->finish(session->backend, error);
     cache->first_held = first_that_fits(cache, h.first_held, h.n_past);

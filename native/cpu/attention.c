@@ -102,8 +102,7 @@ static void store_keys_and_values(const projection *p, int64_t token, float *scr
 
 static void finish_token(void *context, int64_t token, int thread) {
     const projection *p = context;
-    if (p->q != NULL)
-        finish_queries(p, token, p->q + token * p->backend->model->n_heads * p->layer->head_dim);
+    if (p->q != NULL) finish_queries(p, token, p->q + token * p->backend->model->n_heads * p->layer->head_dim);
     store_keys_and_values(p, token, p->backend->threads[thread].row);
 }
 
@@ -153,9 +152,9 @@ static void find_runs(const attention_job *job, int64_t head, dg_attention *a) {
             int64_t slot = (span->position + done) % capacity;
             int32_t n = span->n - done;
             if (n > capacity - slot) n = (int32_t)(capacity - slot);
-            a->runs[a->n_runs++] = (dg_kv_run){
-                (const uint8_t *)span->kv->k + (head * capacity + slot) * a->k_row_bytes,
-                (const uint8_t *)span->kv->v + (head * capacity + slot) * a->v_row_bytes, span->position + done, n};
+            a->runs[a->n_runs++] = (dg_kv_run){(const uint8_t *)span->kv->k + (head * capacity + slot) * a->k_row_bytes,
+                                               (const uint8_t *)span->kv->v + (head * capacity + slot) * a->v_row_bytes,
+                                               span->position + done, n};
             done += n;
         }
     }

@@ -49,6 +49,12 @@ static sizes sizes_of(const dg_model *model) {
     return s;
 }
 
+/* n_embd in whole panels. */
+static int64_t padded_embd(const dg_backend *b) {
+    const int64_t lanes = b->kernels->lanes;
+    return (b->model->n_embd + lanes - 1) / lanes * lanes;
+}
+
 static void carve_thread(const dg_backend *backend, const sizes *s, carving *c, dg_thread *thread) {
     const dg_cpu_kernels *kernels = backend->kernels;
     const int64_t rows = backend->params.max_rows, canvas = backend->model->canvas_length, lanes = kernels->lanes;
@@ -63,9 +69,11 @@ static void carve_thread(const dg_backend *backend, const sizes *s, carving *c, 
     thread->row = carve_floats(c, 2 * n_cols);
     thread->gate = carve_floats(c, rows * DG_FEATURES);
     thread->up = carve_floats(c, rows * DG_FEATURES);
-    thread->logits = carve_floats(c, canvas * DG_SOFT_TOKENS);
-    thread->embedding = carve_floats(c, (int64_t)DG_SOFT_TOKENS * DG_SOFT_COLUMNS);
-    thread->weights = carve(c, dg_rows_bytes(kernels, dg_rows_n_tiles(kernels, (int32_t)canvas), DG_SOFT_TOKENS));
+    thread->logits = carve_floats(c, canvas * DG_HEAD_TOKENS);
+    thread->values = carve_floats(c, DG_HEAD_TOKENS * padded_embd(backend));
+    thread->weights = carve_floats(c, (canvas + kernels->tile_rows) * DG_HEAD_TOKENS);
+    thread->rows = carve(c, (uint64_t)canvas * sizeof *thread->rows);
+    thread->factors = carve_floats(c, canvas);
     thread->attention = carve_floats(c, kernels->attend_scratch(s->head_dim));
 }
 
@@ -101,10 +109,8 @@ static uint64_t lay_out(dg_backend *b, int32_t n_threads, char *base) {
 
     b->head_tiles = carve(&c, (uint64_t)canvas * (uint64_t)((model->n_vocab + DG_HEAD_TOKENS - 1) / DG_HEAD_TOKENS) *
                                   sizeof *b->head_tiles);
-    b->soft_max = carve_floats(&c, canvas);
-    b->soft_sum = carve_floats(&c, canvas);
-    b->soft_sums = carve_floats(&c, DG_SOFT_SEGMENTS * canvas * n_embd);
-    b->ones = carve_floats(&c, canvas);
+    b->running = carve(&c, (uint64_t)canvas * sizeof *b->running);
+    b->soft_sums = carve_floats(&c, canvas * padded_embd(b));
     dg_thread unused;
     for (int32_t i = 0; i < n_threads; i++) carve_thread(b, &s, &c, b->threads != NULL ? &b->threads[i] : &unused);
     return c.offset;
@@ -146,7 +152,6 @@ static dg_status create(const dg_backend_params *params, dg_backend **out, dg_er
         goto done;
     }
     lay_out(b, n_threads, b->memory);
-    for (int32_t i = 0; i < b->model->canvas_length; i++) b->ones[i] = 1.0f;
     status = dg_pool_create(n_threads, &b->pool, error);
 done:
     if (status != DG_OK) {

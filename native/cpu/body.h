@@ -8,6 +8,8 @@
 #include "quant/float.h"
 #include "quant/quant.h"
 
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+
 #if defined(UNROLL)
 #elif defined(__clang__)
 #define UNROLL _Pragma("unroll")
@@ -15,23 +17,33 @@
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
+/* Each uses the ones before it. */
 #include "cpu/body_decode.h"
+
 #include "cpu/body_multiply.h"
+
 #include "cpu/body_rows.h"
+
+#include "cpu/body_soft.h"
+
 #include "cpu/body_attention.h"
+
 #include "cpu/body_limits.h"
 
 const dg_cpu_kernels DG_KERNELS = {
     .name = DG_KERNELS_NAME,
     .backend_name = "cpu (" DG_KERNELS_NAME ")",
-    .lanes = LANES,
+    .lanes = PANEL_LANES,
     .tile_rows = TILE_ROWS,
+    .has_bf16 = HAS_BF16,
     .attention_rows = ATTENTION_ROWS,
     .form_of = form_of,
     .decode = decode,
     .pack = pack,
     .multiply = multiply,
-    .accumulate = accumulate,
+    .spread = spread,
+    .pack_weights = pack_weights,
+    .add_weighted = add_weighted,
     .attend = attend,
     .attend_scratch = attend_scratch,
     .store_cache = store_cache,

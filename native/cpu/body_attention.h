@@ -82,12 +82,12 @@ static void add_values(const float *p, const float *factor, const float *v, int6
 typedef struct attention_state {
     const dg_attention *a;
     int32_t first, n_rows;
-    int64_t dim;    /* head_dim in whole vectors */
-    float *q;       /* (head_dim, ATTENTION_ROWS), in the order in which keys are stored: rotated dimensions first */
-    float *k;       /* (ATTENTION_KEYS, dim) */
-    float *v;       /* (ATTENTION_KEYS, dim) */
-    float *out;     /* (ATTENTION_ROWS, dim) */
-    float *scores;  /* (ATTENTION_KEYS, ATTENTION_ROWS), then their exponentials */
+    int64_t dim;   /* head_dim in whole vectors */
+    float *q;      /* (head_dim, ATTENTION_ROWS), in the order in which keys are stored: rotated dimensions first */
+    float *k;      /* (ATTENTION_KEYS, dim) */
+    float *v;      /* (ATTENTION_KEYS, dim) */
+    float *out;    /* (ATTENTION_ROWS, dim) */
+    float *scores; /* (ATTENTION_KEYS, ATTENTION_ROWS), then their exponentials */
     float max[ATTENTION_ROWS];
     float sum[ATTENTION_ROWS];
     float factor[ATTENTION_ROWS]; /* by which what was summed before this tile shrinks */

@@ -1,12 +1,11 @@
-/* Loops that do nothing but multiply, from registers, to learn what the machine can do at most. Included by body.h, once
- * for each instruction set. Each returns the operations it has done, two for a multiply-add, and writes its sums to
- * `sink` so that they are not optimised away. */
+/* Loops that do nothing but multiply, from registers, to learn what the machine can do at most. Included by body.h,
+ * once for each instruction set. Each returns the operations it has done, two for a multiply-add, and writes its sums
+ * to `sink` so that they are not optimised away. */
 
 #define CHAINS 12 /* independent sums: more than latency × instructions a cycle of the machines known */
 
 static double peak_int8(int64_t n_rounds, float *sink) {
-    const int8_t four[4] = {1, -2, 3, -4};
-    vi sum[CHAINS], w = vi_set(0x01020304);
+    vi sum[CHAINS], w = vi_set(0x01020304), four = vi_set(0x04fe01ff);
     UNROLL
     for (int i = 0; i < CHAINS; i++) sum[i] = vi_set(i);
     for (int64_t round = 0; round < n_rounds; round++) {

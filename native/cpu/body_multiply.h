@@ -11,13 +11,13 @@ static void pack(const dg_rows *rows, int32_t row, int64_t first_col, const floa
         pack_floats(rows, row, first_col, x, n_cols);
         return;
     }
-    enum { VECTORS = DG_BLOCK / LANES };
+    enum { PARTS = DG_BLOCK / LANES };
     const int groups_per_block = DG_BLOCK / rows->form.group;
     int64_t tile = row / rows->per_tile, slot = row % rows->per_tile;
     int64_t block = tile * (rows->n_cols / DG_BLOCK) + first_col / DG_BLOCK;
     for (int64_t b = 0; b < n_cols / DG_BLOCK; b++, block++, x += DG_BLOCK) {
-        vf v[VECTORS], largest = vf_set(0);
-        for (int i = 0; i < VECTORS; i++) {
+        vf v[PARTS], largest = vf_set(0);
+        for (int i = 0; i < PARTS; i++) {
             v[i] = vf_load(x + i * LANES);
             largest = vf_max(largest, vf_abs(v[i]));
         }
@@ -26,7 +26,7 @@ static void pack(const dg_rows *rows, int32_t row, int64_t first_col, const floa
         vf inverse = vf_set(amax > 0x1p-100f ? 127.0f / amax : 0.0f);
         int8_t *codes = rows->codes + (block * TILE_ROWS + slot) * DG_BLOCK;
         float sums[2] = {0, 0};
-        for (int i = 0; i < VECTORS; i++) {
+        for (int i = 0; i < PARTS; i++) {
             vi q = vi_from_float(vf_mul(v[i], inverse));
             vi_store_bytes(codes + i * LANES, q);
             sums[i * LANES / 16] += vf_sum(vf_from_int(q)); /* whole numbers below 2^24: exact */
@@ -41,13 +41,24 @@ static void pack(const dg_rows *rows, int32_t row, int64_t first_col, const floa
     }
 }
 
+#define CACHE_LINE 64
+
+/* How many lines of the next weights to fetch with each block of columns, so that all are there in the end. Without
+ * this the experts, whose weights are used for a few rows only, wait for memory half of the time. */
+static int lines_per_block(const dg_panel *panel, const dg_rows *rows) {
+    if (panel->next == NULL) return 0;
+    int64_t n_blocks = rows->n_tiles * (panel->n_cols / DG_BLOCK);
+    return (int)((panel->next_bytes / CACHE_LINE + n_blocks - 1) / n_blocks);
+}
+
 /* Products of n_rows packed rows (a compile-time constant) with an integer panel. Four products of bytes at a time are
- * summed exactly in 32 bits over a group; only then does a sum become a float. */
-static inline __attribute__((always_inline)) void multiply_integers(const int n_rows, const int group,
-                                                                    const bool is_signed, const bool has_mins,
-                                                                    const dg_panel *panel, const dg_rows *rows,
-                                                                    int64_t tile, vf acc[TILE_ROWS]) {
-    const int n_quads = group / 4, groups_per_block = DG_BLOCK / group;
+ * summed exactly in 32 bits over a group; only then does a sum become a float.
+ *
+ * Every code and every activation is read once for several products: a load is as dear as a product. */
+ALWAYS_INLINE void multiply_integers(const int n_rows, const int group, const bool is_signed, const bool has_mins,
+                                     const dg_panel *panel, const dg_rows *rows, int64_t tile,
+                                     vf acc[TILE_ROWS][VECTORS]) {
+    const int groups_per_block = DG_BLOCK / group;
     const int64_t n_blocks = panel->n_cols / DG_BLOCK;
     const uint8_t *w = panel->codes;
     const float *w_scale = panel->scales, *w_min = panel->mins;
@@ -55,33 +66,50 @@ static inline __attribute__((always_inline)) void multiply_integers(const int n_
     const float *x_scale = rows->scales + tile * n_blocks * TILE_ROWS;
     const int32_t *bias = rows->bias + tile * n_blocks * groups_per_block * TILE_ROWS;
     const float *x_sum = has_mins ? rows->sums + tile * n_blocks * groups_per_block * TILE_ROWS : NULL;
+    const int n_fetched = lines_per_block(panel, rows);
+    const uint8_t *next = panel->next + tile * n_blocks * n_fetched * CACHE_LINE;
 
-    UNROLL
-    for (int t = 0; t < n_rows; t++) acc[t] = vf_set(0);
     for (int64_t b = 0; b < n_blocks; b++) {
+        for (int i = 0; i < n_fetched; i++, next += CACHE_LINE) __builtin_prefetch(next, 0, 2);
         UNROLL
         for (int g = 0; g < groups_per_block; g++) {
-            vi quads[8];
-            UNROLL
-            for (int i = 0; i < n_quads; i++) quads[i] = vi_load(w + i * LANES * 4);
-            vf scale = vf_load(w_scale);
+            vi sum[TILE_ROWS][VECTORS];
             UNROLL
             for (int t = 0; t < n_rows; t++) {
-                vi sum = has_mins ? vi_set(0) : vi_set(bias[t]);
+                vi start = has_mins ? vi_set(0) : vi_set(bias[t]);
                 UNROLL
-                for (int i = 0; i < n_quads; i++)
-                    sum = vi_dot4(sum, quads[i], x + t * DG_BLOCK + g * group + 4 * i, is_signed);
-                acc[t] = vf_fma(vf_from_int(sum), vf_mul(scale, vf_set(x_scale[t])), acc[t]);
+                for (int v = 0; v < VECTORS; v++) sum[t][v] = start;
+            }
+            UNROLL
+            for (int i = 0; i < group / 4; i++) {
+                vi codes[VECTORS];
+                UNROLL
+                for (int v = 0; v < VECTORS; v++) codes[v] = vi_load(w + (i * VECTORS + v) * LANES * 4);
+                UNROLL
+                for (int t = 0; t < n_rows; t++) {
+                    vi four = vi_load_four(x + t * DG_BLOCK + g * group + 4 * i);
+                    UNROLL
+                    for (int v = 0; v < VECTORS; v++) sum[t][v] = vi_dot4(sum[t][v], codes[v], four, is_signed);
+                }
+            }
+            UNROLL
+            for (int v = 0; v < VECTORS; v++) {
+                vf scale = vf_load(w_scale + v * LANES);
+                UNROLL
+                for (int t = 0; t < n_rows; t++)
+                    acc[t][v] = vf_fma(vf_from_int(sum[t][v]), vf_mul(scale, vf_set(x_scale[t])), acc[t][v]);
+                if (has_mins) {
+                    vf min = vf_sub(vf_set(0), vf_load(w_min + v * LANES));
+                    UNROLL
+                    for (int t = 0; t < n_rows; t++) acc[t][v] = vf_fma(min, vf_set(x_sum[t]), acc[t][v]);
+                }
             }
             if (has_mins) {
-                vf min = vf_sub(vf_set(0), vf_load(w_min));
-                UNROLL
-                for (int t = 0; t < n_rows; t++) acc[t] = vf_fma(min, vf_set(x_sum[t]), acc[t]);
                 x_sum += TILE_ROWS;
-                w_min += LANES;
+                w_min += PANEL_LANES;
             }
-            w += group * LANES;
-            w_scale += LANES;
+            w += group * PANEL_LANES;
+            w_scale += PANEL_LANES;
             bias += TILE_ROWS;
         }
         x += TILE_ROWS * DG_BLOCK;
@@ -89,24 +117,31 @@ static inline __attribute__((always_inline)) void multiply_integers(const int n_
     }
 }
 
-static inline __attribute__((always_inline)) void multiply_floats(const int n_rows, const dg_panel *panel,
-                                                                  const dg_rows *rows, int64_t tile,
-                                                                  vf acc[TILE_ROWS]) {
+ALWAYS_INLINE void multiply_floats(const int n_rows, const dg_panel *panel, const dg_rows *rows, int64_t tile,
+                                   vf acc[TILE_ROWS][VECTORS]) {
     const float *w = panel->values;
     const float *x = rows->values + tile * panel->n_cols * TILE_ROWS;
-    UNROLL
-    for (int t = 0; t < n_rows; t++) acc[t] = vf_set(0);
-    for (int64_t c = 0; c < panel->n_cols; c++, w += LANES, x += TILE_ROWS) {
-        vf column = vf_load(w);
+    for (int64_t c = 0; c < panel->n_cols; c++, w += PANEL_LANES, x += TILE_ROWS) {
+        vf column[VECTORS];
         UNROLL
-        for (int t = 0; t < n_rows; t++) acc[t] = vf_fma(column, vf_set(x[t]), acc[t]);
+        for (int v = 0; v < VECTORS; v++) column[v] = vf_load(w + v * LANES);
+        UNROLL
+        for (int t = 0; t < n_rows; t++) {
+            vf factor = vf_set(x[t]);
+            UNROLL
+            for (int v = 0; v < VECTORS; v++) acc[t][v] = vf_fma(column[v], factor, acc[t][v]);
+        }
     }
 }
 
-static inline __attribute__((always_inline)) void multiply_tile(const int n_rows, const dg_panel *panel,
-                                                                const dg_rows *rows, int64_t tile, int n_stored,
-                                                                float *out, int64_t out_stride, int32_t n_lanes) {
-    vf acc[TILE_ROWS];
+ALWAYS_INLINE void multiply_tile(const int n_rows, const dg_panel *panel, const dg_rows *rows, int64_t tile, float *out,
+                                 int64_t out_stride, int32_t n_lanes) {
+    vf acc[TILE_ROWS][VECTORS];
+    UNROLL
+    for (int t = 0; t < n_rows; t++) {
+        UNROLL
+        for (int v = 0; v < VECTORS; v++) acc[t][v] = vf_set(0);
+    }
     const dg_form form = panel->form;
     if (!form.integer)
         multiply_floats(n_rows, panel, rows, tile, acc);
@@ -122,11 +157,15 @@ static inline __attribute__((always_inline)) void multiply_tile(const int n_rows
         multiply_integers(n_rows, 16, false, false, panel, rows, tile, acc);
     UNROLL
     for (int t = 0; t < n_rows; t++) {
-        if (t == n_stored) break;
-        if (n_lanes == LANES)
-            vf_store(out + t * out_stride, acc[t]);
-        else
-            vf_store_part(out + t * out_stride, acc[t], n_lanes);
+        UNROLL
+        for (int v = 0; v < VECTORS; v++) {
+            float *at = out + t * out_stride + v * LANES;
+            const int left = n_lanes - v * LANES;
+            if (left >= LANES)
+                vf_store(at, acc[t][v]);
+            else if (left > 0)
+                vf_store_part(at, acc[t][v], left);
+        }
     }
 }
 
@@ -134,65 +173,23 @@ static void multiply(const dg_panel *panel, const dg_rows *rows, float *out, int
     for (int32_t tile = 0; tile < rows->n_tiles; tile++) {
         int n = rows->n - tile * rows->per_tile;
         if (n > rows->per_tile) n = rows->per_tile;
-        /* An odd number of rows is rounded up: what stands in the last place of the tile is computed and not stored. */
-        switch ((n + 1) / 2 * 2) {
+        switch (n) {
 #define CASE(n_rows)                                                                                                   \
-    case n_rows: multiply_tile(n_rows, panel, rows, tile, n, out, out_stride, n_lanes); break;
+    case n_rows:                                                                                                       \
+        multiply_tile(n_rows, panel, rows, tile, out, out_stride, n_lanes);                                            \
+        break;
+            CASE(1)
             CASE(2)
+#if TILE_ROWS > 2
+            CASE(3)
             CASE(4)
-#if TILE_ROWS > 4
-            CASE(6)
-            CASE(8)
 #endif
-#if TILE_ROWS > 8
-            CASE(10)
-            CASE(12)
-            CASE(14)
-            CASE(16)
+#if TILE_ROWS > 4
+            CASE(5)
+            CASE(6)
 #endif
 #undef CASE
         }
-        out += (int64_t)rows->per_tile * out_stride;
-    }
-}
-
-static inline __attribute__((always_inline)) void accumulate_tile(const int n_rows, int n_stored, const float *x,
-                                                                  int64_t n_cols, const float *factor,
-                                                                  const float *values, int64_t stride, int64_t n_dims,
-                                                                  float *out, int64_t out_stride) {
-    for (int64_t d = 0; d < n_dims; d += LANES) {
-        int n_lanes = n_dims - d < LANES ? (int)(n_dims - d) : LANES;
-        vf acc[TILE_ROWS];
-        UNROLL
-        for (int t = 0; t < n_rows; t++) {
-            if (t < n_stored)
-                acc[t] = vf_mul(vf_load_part(out + t * out_stride + d, n_lanes), vf_set(factor[t]));
-            else
-                acc[t] = vf_set(0);
-        }
-        const float *v = values + d;
-        for (int64_t c = 0; c < n_cols; c++, v += stride) {
-            vf column = n_lanes == LANES ? vf_load(v) : vf_load_part(v, n_lanes);
-            UNROLL
-            for (int t = 0; t < n_rows; t++) acc[t] = vf_fma(column, vf_set(x[c * TILE_ROWS + t]), acc[t]);
-        }
-        UNROLL
-        for (int t = 0; t < n_rows; t++)
-            if (t < n_stored) vf_store_part(out + t * out_stride + d, acc[t], n_lanes);
-    }
-}
-
-static void accumulate(const dg_rows *rows, const float *factor, const float *values, int64_t stride, int64_t n_dims,
-                       float *out, int64_t out_stride) {
-    for (int32_t tile = 0; tile < rows->n_tiles; tile++) {
-        const float *x = rows->values + tile * rows->n_cols * TILE_ROWS;
-        int n = rows->n - tile * rows->per_tile;
-        if (n > rows->per_tile) n = rows->per_tile;
-        if (n > TILE_ROWS / 2)
-            accumulate_tile(TILE_ROWS, n, x, rows->n_cols, factor, values, stride, n_dims, out, out_stride);
-        else
-            accumulate_tile(TILE_ROWS / 2, n, x, rows->n_cols, factor, values, stride, n_dims, out, out_stride);
-        factor += rows->per_tile;
         out += (int64_t)rows->per_tile * out_stride;
     }
 }

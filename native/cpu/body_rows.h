@@ -93,19 +93,23 @@ static void softcap(float *z, int64_t n, float cap, float temperature) {
 }
 
 static void head_statistics(const float *z, int32_t n, int32_t first_token, dg_head_tile *tile) {
-    float max = largest(z, n), e[LANES];
-    int32_t argmax = 0;
+    const float max = largest(z, n);
+    const vf maxima = vf_set(max);
+    vf sum = vf_set(0), weighted = vf_set(0);
+    int32_t argmax = 0, i = 0;
     while (argmax < n - 1 && z[argmax] != max) argmax++;
-    double sum = 0, weighted = 0;
-    for (int32_t i = 0; i < n; i += LANES) {
-        int32_t left = n - i < LANES ? n - i : LANES;
-        exponentials(z + i, left, max, e);
-        for (int32_t j = 0; j < left; j++) {
-            sum += (double)e[j];
-            weighted += (double)e[j] * (double)(z[i + j] - max);
-        }
+    for (; i + LANES <= n; i += LANES) {
+        vf below = vf_sub(vf_load(z + i), maxima), e = vf_exp(below);
+        sum = vf_add(sum, e);
+        weighted = vf_fma(e, below, weighted);
     }
-    *tile = (dg_head_tile){max, (float)sum, (float)weighted, first_token + argmax};
+    float sums[2] = {vf_sum(sum), vf_sum(weighted)};
+    for (; i < n; i++) {
+        float below = z[i] - max, e = expf(below);
+        sums[0] += e;
+        sums[1] += e * below;
+    }
+    *tile = (dg_head_tile){max, sums[0], sums[1], first_token + argmax};
 }
 
 /* ---- Rows of the cache --------------------------------------------------------------------------------------- */
@@ -130,7 +134,9 @@ static void store_cache(int32_t type, const float *x, int32_t n, void *row) {
     uint16_t *halves = row;
     int32_t i = 0;
     switch (type) {
-    case DG_TYPE_F32: memcpy(row, x, (size_t)n * sizeof *x); break;
+    case DG_TYPE_F32:
+        memcpy(row, x, (size_t)n * sizeof *x);
+        break;
     case DG_TYPE_F16:
         for (; i + LANES <= n; i += LANES) vf_store_f16(halves + i, vf_load(x + i));
         for (; i < n; i++) halves[i] = dg_f32_to_f16(x[i]);
@@ -138,7 +144,9 @@ static void store_cache(int32_t type, const float *x, int32_t n, void *row) {
     case DG_TYPE_BF16:
         for (; i < n; i++) halves[i] = dg_f32_to_bf16(x[i]);
         break;
-    default: store_q8_0(x, n, row); break;
+    default:
+        store_q8_0(x, n, row);
+        break;
     }
 }
 
@@ -154,7 +162,9 @@ static void load_cache(int32_t type, const void *row, int32_t n, float *x) {
     const uint16_t *halves = row;
     int32_t i = 0;
     switch (type) {
-    case DG_TYPE_F32: memcpy(x, row, (size_t)n * sizeof *x); break;
+    case DG_TYPE_F32:
+        memcpy(x, row, (size_t)n * sizeof *x);
+        break;
     case DG_TYPE_F16:
         for (; i + LANES <= n; i += LANES) vf_store(x + i, vf_load_f16(halves + i));
         for (; i < n; i++) x[i] = dg_f16_to_f32(halves[i]);
@@ -163,6 +173,8 @@ static void load_cache(int32_t type, const void *row, int32_t n, float *x) {
         for (; i + LANES <= n; i += LANES) vf_store(x + i, vf_load_bf16(halves + i));
         for (; i < n; i++) x[i] = dg_bf16_to_f32(halves[i]);
         break;
-    default: load_q8_0(row, n, x); break;
+    default:
+        load_q8_0(row, n, x);
+        break;
     }
 }

@@ -6,21 +6,19 @@
 #include "cpu/kernels.h"
 #include "threads.h"
 
-#define DG_FEATURES 32      /* output features of a gated MLP that are made, and packed again, at a time */
-#define DG_HEAD_TOKENS 64   /* vocabulary entries whose statistics are kept together */
-#define DG_SOFT_TOKENS 256  /* vocabulary entries that are added to the soft embedding at a time */
-#define DG_SOFT_SEGMENTS 16 /* parts of the vocabulary that are summed apart, so that the order of additions does not
-                               depend on the number of threads */
-#define DG_SOFT_COLUMNS 256 /* columns of the embedding table that are decoded at a time */
+#define DG_FEATURES 64    /* output features of a gated MLP that are made, and packed again, at a time */
+#define DG_HEAD_TOKENS 64 /* vocabulary entries whose statistics are kept together */
 
 /* One thread's own memory. */
 typedef struct dg_thread {
     dg_panel panel;
     float *row;       /* (largest n_cols) */
     float *gate, *up; /* (max_rows, DG_FEATURES) */
-    float *logits;    /* (canvas_length, DG_SOFT_TOKENS) */
-    float *embedding; /* (DG_SOFT_TOKENS, DG_SOFT_COLUMNS) */
-    void *weights;    /* packed (canvas_length, DG_SOFT_TOKENS) floats */
+    float *logits;    /* (canvas_length, DG_HEAD_TOKENS) */
+    void *values;     /* (DG_HEAD_TOKENS, n_embd padded to whole panels) of the embedding table */
+    void *weights;    /* (canvas_length and padding, DG_HEAD_TOKENS) of the soft embedding */
+    int32_t *rows;    /* (canvas_length) to which these tokens matter */
+    float *factors;   /* (canvas_length) */
     float *attention;
 } dg_thread;
 
@@ -39,6 +37,12 @@ typedef struct dg_expert {
     int32_t first_tile; /* of them, in packed activations */
 } dg_expert;
 
+/* What is known of a row's softmax after some of the vocabulary. */
+typedef struct dg_running {
+    float max;
+    double sum; /* Σ exp(z − max) */
+} dg_running;
+
 struct dg_backend {
     dg_backend_params params;
     const dg_model *model;
@@ -53,21 +57,19 @@ struct dg_backend {
     float *k, *v;        /* (max_rows, n_kv_heads·head_dim) as projected */
     dg_rope rope[2];     /* full, sliding */
 
-    float *router_logits;      /* (max_rows, n_experts) */
-    int32_t *chosen;           /* (max_rows, n_experts_used) */
-    float *share;              /* (max_rows, n_experts_used) */
-    int32_t *expert_row;       /* (max_rows, n_experts_used) row among the rows ordered by expert */
-    dg_expert *experts;        /* (n_experts) those with rows, most rows first */
-    int32_t *expert_rank;      /* (n_experts) place in `experts`, or −1 */
-    void *packed_experts;      /* (max_rows·n_experts_used and padding, n_embd) */
+    float *router_logits;        /* (max_rows, n_experts) */
+    int32_t *chosen;             /* (max_rows, n_experts_used) */
+    float *share;                /* (max_rows, n_experts_used) */
+    int32_t *expert_row;         /* (max_rows, n_experts_used) row among the rows ordered by expert */
+    dg_expert *experts;          /* (n_experts) those with rows, most rows first */
+    int32_t *expert_rank;        /* (n_experts) place in `experts`, or −1 */
+    void *packed_experts;        /* (max_rows·n_experts_used and padding, n_embd) */
     void *packed_experts_hidden; /* likewise, n_ff_expert columns */
-    float *expert_out;         /* (max_rows·n_experts_used, n_embd) */
+    float *expert_out;           /* (max_rows·n_experts_used, n_embd) */
 
     dg_head_tile *head_tiles; /* (canvas_length, n_vocab / DG_HEAD_TOKENS) */
-    float *soft_max;          /* (canvas_length) maximum of each row's logits */
-    float *soft_sum;          /* (canvas_length) Σ exp(z − maximum) */
-    float *soft_sums;         /* (DG_SOFT_SEGMENTS, canvas_length, n_embd) */
-    float *ones;              /* (canvas_length) */
+    dg_running *running;      /* (canvas_length) */
+    float *soft_sums;         /* (padded n_embd / lanes, canvas_length, lanes) Σ exp(z − max) · embedding */
 };
 
 /* ---- matmul.c ---- */
@@ -92,18 +94,25 @@ dg_rows dg_pack(dg_backend *backend, dg_form form, const float *x, int32_t n, in
 /* out (n, w->n_rows) = rows wᵀ */
 void dg_matmul(dg_backend *backend, const dg_weight *w, const dg_rows *rows, float *out);
 
-/* out (n, up to n_features; stride out_stride) = rows · (features first … of matrix)ᵀ, on the calling thread. */
-void dg_multiply_features(const dg_cpu_kernels *kernels, dg_panel *panel, const dg_weight *w, int64_t matrix,
-                          int64_t first, int64_t n_features, const dg_rows *rows, float *out, int64_t out_stride);
+/* Output features of a matrix of `w`, from `first` on. */
+typedef struct dg_features {
+    const dg_weight *w;
+    int64_t matrix, first;
+} dg_features;
 
-/* hidden[:, first … first + DG_FEATURES) = gelu_tanh(rows gateᵀ) ∘ rows upᵀ, packed. The rows of `gate` and `up` that
- * make feature i are gate_first + i and up_first + i. */
+/* out (rows->n, n; stride out_stride) = rows · (n features)ᵀ, on the calling thread. `next`: what this thread will
+ * probably want afterwards; it is fetched from memory meanwhile. */
+void dg_multiply_features(const dg_cpu_kernels *kernels, dg_panel *panel, const dg_features *features, int64_t n,
+                          const dg_features *next, const dg_rows *rows, float *out, int64_t out_stride);
+
+/* hidden[:, first … first + DG_FEATURES) = gelu_tanh(rows gateᵀ) ∘ rows upᵀ, packed, on the calling thread. The rows of
+ * `gate` and `up` that make feature i are gate_first + i and up_first + i. */
 typedef struct dg_gated {
     const dg_weight *gate, *up;
     int64_t matrix, gate_first, up_first, n_ff;
 } dg_gated;
-void dg_multiply_gated(const dg_cpu_kernels *kernels, dg_thread *thread, const dg_gated *gated, int64_t first,
-                       const dg_rows *rows, const dg_rows *hidden);
+void dg_multiply_gated(dg_backend *backend, int thread, const dg_gated *gated, int64_t first, const dg_rows *rows,
+                       const dg_rows *hidden);
 
 /* ---- the operations of backend.h, by file ---- */
 

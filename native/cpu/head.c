@@ -1,7 +1,11 @@
-/* The head: logits, their statistics and the draw, and the soft embedding, in tiles over the vocabulary.
+/* The head: logits, their statistics and the draw, and the soft embedding, in tiles of DG_HEAD_TOKENS tokens.
  *
- * Statistics are kept for each DG_HEAD_TOKENS tokens. The draw picks a tile by the tiles' shares of the normaliser,
- * then looks again only into that tile; a logit computed twice is the same to the last bit. */
+ * The draw picks a tile by the tiles' shares of the normaliser, then looks again only into that tile; a logit computed
+ * twice is the same to the last bit.
+ *
+ * The soft embedding is summed in the same pass, with the embedding table as values of an attention whose keys it was a
+ * moment ago. A tile is left out for a row to which it would add less than its part of the mass that may be dropped: as
+ * a canvas settles, that is nearly all of them. */
 #include "cpu/cpu.h"
 
 #include <math.h>
@@ -11,18 +15,27 @@
 
 typedef struct head_job {
     dg_backend *backend;
-    dg_rows rows;          /* rms(x, output_norm) */
+    dg_rows rows; /* rms(x, output_norm); without rows where z is given */
     int32_t n;
     float temperature;
-    int64_t n_tiles;       /* of DG_HEAD_TOKENS */
+    int64_t n_tiles;       /* of the vocabulary */
     const float *uniforms; /* (n) */
-    const float *z;        /* (n, n_vocab) logits made elsewhere, or NULL: from `rows` */
+    const float *z;        /* (n, n_vocab) logits made elsewhere, or NULL */
     int32_t *argmax, *candidates;
     float *entropies;
-    float *out;            /* logits (n, n_vocab), or the soft embedding (n, n_embd) */
+    float *logits;    /* (n, n_vocab), or NULL: not wanted */
+    float *soft;      /* (n, n_embd), or NULL: not wanted */
+    bool statistics;  /* wanted */
+    int32_t n_groups; /* of rows, when rows are shared out */
 } head_job;
 
 static int32_t n_vocab_of(const head_job *job) { return job->backend->model->n_vocab; }
+static int64_t head_tiles(const dg_model *model) { return (model->n_vocab + DG_HEAD_TOKENS - 1) / DG_HEAD_TOKENS; }
+
+static int32_t tokens_of(const head_job *job, int64_t tile) {
+    int64_t left = n_vocab_of(job) - tile * DG_HEAD_TOKENS;
+    return left < DG_HEAD_TOKENS ? (int32_t)left : DG_HEAD_TOKENS;
+}
 
 static dg_rows pack_head(dg_backend *backend, const float *x, int32_t n) {
     const dg_model *model = backend->model;
@@ -30,81 +43,188 @@ static dg_rows pack_head(dg_backend *backend, const float *x, int32_t n) {
                           model->output_norm, 1.0f);
 }
 
-static int32_t tokens_from(const head_job *job, int32_t first, int32_t wanted) {
-    int32_t left = n_vocab_of(job) - first;
-    return left < wanted ? left : wanted;
-}
+/* Some of the rows: those of n_tiles tiles of packed rows. */
+typedef struct row_range {
+    dg_rows rows;
+    int32_t first, n;
+} row_range;
 
-/* z (rows->n, n_tokens; stride out_stride) of tokens first … */
-static void tile_logits(const head_job *job, dg_thread *thread, const dg_rows *rows, int32_t first, int32_t n_tokens,
-                        float *z, int64_t z_stride) {
-    const dg_backend *backend = job->backend;
-    const dg_model *model = backend->model;
-    dg_multiply_features(backend->kernels, &thread->panel, &model->token_embd, 0, first, n_tokens, rows, z, z_stride);
-    for (int32_t r = 0; r < rows->n; r++)
-        backend->kernels->softcap(z + r * z_stride, n_tokens, model->logit_softcap, job->temperature);
-}
-
-/* ---- Logits -------------------------------------------------------------------------------------------------- */
-
-static void write_logits(void *context, int64_t tile, int thread) {
-    const head_job *job = context;
-    int32_t first = (int32_t)tile * DG_HEAD_TOKENS;
-    tile_logits(job, &job->backend->threads[thread], &job->rows, first, tokens_from(job, first, DG_HEAD_TOKENS),
-                job->out + first, n_vocab_of(job));
-}
-
-static int64_t head_tiles(const dg_model *model) { return (model->n_vocab + DG_HEAD_TOKENS - 1) / DG_HEAD_TOKENS; }
-
-void dg_cpu_logits(dg_backend *backend, const float *x, int32_t n, float *host_logits) {
-    head_job job = {
-        .backend = backend, .rows = pack_head(backend, x, n), .n = n, .temperature = 1.0f, .out = host_logits};
-    dg_pool_run(backend->pool, head_tiles(backend->model), write_logits, &job);
-}
-
-/* ---- Statistics and the draw --------------------------------------------------------------------------------- */
-
-static void gather_statistics(void *context, int64_t tile, int thread) {
-    const head_job *job = context;
-    const dg_backend *backend = job->backend;
-    float *z = backend->threads[thread].logits;
-    int32_t first = (int32_t)tile * DG_HEAD_TOKENS, n_tokens = tokens_from(job, first, DG_HEAD_TOKENS);
-    tile_logits(job, &backend->threads[thread], &job->rows, first, n_tokens, z, DG_HEAD_TOKENS);
-    for (int32_t r = 0; r < job->n; r++)
-        backend->kernels->head_statistics(z + r * DG_HEAD_TOKENS, n_tokens, first,
-                                          &backend->head_tiles[r * job->n_tiles + tile]);
-}
-
-/* The packed rows that stand in the same tile as row r, and r's place among them. */
-static dg_rows tile_of_row(const head_job *job, int32_t r, int32_t *place) {
+static row_range rows_in_tiles(const head_job *job, int32_t first_tile, int32_t n_tiles) {
     const dg_rows *all = &job->rows;
-    const int64_t tile = r / all->per_tile, places = tile * job->backend->kernels->tile_rows;
-    dg_rows one = *all;
-    *place = r % all->per_tile;
-    one.n = all->n - (int32_t)tile * all->per_tile;
-    if (one.n > all->per_tile) one.n = all->per_tile;
-    one.n_tiles = 1;
+    row_range range = {*all, first_tile * all->per_tile, n_tiles * all->per_tile};
+    const int64_t places = (int64_t)first_tile * job->backend->kernels->tile_rows;
+    if (range.n > all->n - range.first) range.n = all->n - range.first;
+    range.rows.n = range.n;
+    range.rows.n_tiles = n_tiles;
     if (!all->form.integer) {
-        one.values += places * all->n_cols;
-        return one;
+        range.rows.values += places * all->n_cols;
+        return range;
     }
-    one.codes += places * all->n_cols;
-    one.scales += places * (all->n_cols / DG_BLOCK);
-    one.bias += places * (all->n_cols / all->form.group);
-    one.sums += places * (all->n_cols / all->form.group);
-    return one;
+    range.rows.codes += places * all->n_cols;
+    range.rows.scales += places * (all->n_cols / DG_BLOCK);
+    range.rows.bias += places * (all->n_cols / all->form.group);
+    range.rows.sums += places * (all->n_cols / all->form.group);
+    return range;
 }
+
+/* ---- One tile of the vocabulary ------------------------------------------------------------------------------ */
+
+/* Rounding to bfloat16 is well below what a quantised table has lost already; float tables are left as they are. */
+static bool is_narrow(const dg_backend *backend) {
+    return backend->kernels->has_bf16 && dg_form_of(backend->kernels, &backend->model->token_embd).integer;
+}
+
+static int64_t padded_embd(const dg_backend *backend) {
+    const int64_t lanes = backend->kernels->lanes;
+    return (backend->model->n_embd + lanes - 1) / lanes * lanes;
+}
+
+/* thread->logits (range->n, DG_HEAD_TOKENS) = z, and where a soft embedding is wanted thread->values. */
+static void tile_logits(const head_job *job, dg_thread *thread, const row_range *range, int64_t tile) {
+    const dg_backend *backend = job->backend;
+    const dg_cpu_kernels *kernels = backend->kernels;
+    const dg_weight *table = &backend->model->token_embd;
+    const int64_t row_bytes = (int64_t)dg_row_bytes(table->type, table->n_cols), n_padded = padded_embd(backend);
+    const int32_t n_tokens = tokens_of(job, tile);
+    const bool narrow = is_narrow(backend);
+    dg_panel *panel = &thread->panel;
+    panel->form = dg_form_of(kernels, table);
+    for (int32_t i = 0; i < n_tokens; i += kernels->lanes) {
+        const int32_t n_lanes = n_tokens - i < kernels->lanes ? n_tokens - i : kernels->lanes;
+        const int64_t first = tile * DG_HEAD_TOKENS + i;
+        kernels->decode(table, 0, first, n_lanes, panel);
+        if (job->z == NULL) {
+            panel->next = (const uint8_t *)table->data + (first + kernels->lanes) * row_bytes;
+            panel->next_bytes = kernels->lanes * row_bytes;
+            kernels->multiply(panel, &range->rows, thread->logits + i, DG_HEAD_TOKENS, n_lanes);
+            panel->next = NULL;
+        }
+        if (job->soft != NULL)
+            kernels->spread(panel, narrow, n_padded, DG_HEAD_TOKENS,
+                            (float *)thread->values + (narrow ? i / 2 : i) * kernels->lanes);
+    }
+    for (int32_t r = 0; r < range->n; r++) {
+        float *z = thread->logits + r * DG_HEAD_TOKENS;
+        if (job->z == NULL)
+            kernels->softcap(z, n_tokens, backend->model->logit_softcap, job->temperature);
+        else
+            memcpy(z, job->z + (int64_t)(range->first + r) * n_vocab_of(job) + tile * DG_HEAD_TOKENS,
+                   (size_t)n_tokens * sizeof *z);
+    }
+}
+
+/* Adds a tile to the soft embeddings of the rows to which it matters. */
+static void add_tile(const head_job *job, dg_thread *thread, const row_range *range, int64_t tile,
+                     const dg_head_tile *statistics, int64_t statistics_stride) {
+    const dg_backend *backend = job->backend;
+    const dg_cpu_kernels *kernels = backend->kernels;
+    const int32_t n_tokens = tokens_of(job, tile), n_even = n_tokens + n_tokens % 2;
+    const bool narrow = is_narrow(backend);
+    const double negligible = (double)backend->params.soft_embedding_bound / (double)job->n_tiles;
+    dg_soft_tile s = {.narrow = narrow,
+                      .n_tokens = n_even,
+                      .rows = thread->rows,
+                      .factors = thread->factors,
+                      .weights = thread->weights,
+                      .values = thread->values,
+                      .values_stride = DG_HEAD_TOKENS,
+                      .n_cols = padded_embd(backend),
+                      .n_sums = job->n,
+                      .sums = backend->soft_sums};
+    for (int32_t r = 0; r < range->n; r++) {
+        const dg_head_tile *t = &statistics[r * statistics_stride];
+        dg_running *running = &backend->running[range->first + r];
+        const float max = t->max > running->max ? t->max : running->max;
+        const double factor = exp((double)running->max - (double)max);
+        const double mass = exp((double)t->max - (double)max) * (double)t->sum;
+        running->max = max;
+        running->sum = running->sum * factor + mass;
+        /* the sum can only grow: what is negligible now stays so */
+        if (factor == 1.0 && mass <= negligible * running->sum) continue;
+        float e[DG_HEAD_TOKENS];
+        kernels->exponentials(thread->logits + r * DG_HEAD_TOKENS, n_tokens, max, e);
+        if (n_even > n_tokens) e[n_tokens] = 0;
+        thread->rows[s.n_rows] = range->first + r;
+        thread->factors[s.n_rows] = (float)factor;
+        kernels->pack_weights(e, n_even, narrow, s.n_rows++, thread->weights);
+    }
+    kernels->add_weighted(&s);
+}
+
+static void do_tile(const head_job *job, dg_thread *thread, const row_range *range, int64_t tile) {
+    dg_backend *backend = job->backend;
+    const int32_t n_tokens = tokens_of(job, tile);
+    tile_logits(job, thread, range, tile);
+    dg_head_tile *statistics = backend->head_tiles + range->first * job->n_tiles + tile;
+    for (int32_t r = 0; r < range->n; r++) {
+        const float *z = thread->logits + r * DG_HEAD_TOKENS;
+        if (job->statistics)
+            backend->kernels->head_statistics(z, n_tokens, (int32_t)tile * DG_HEAD_TOKENS,
+                                              &statistics[r * job->n_tiles]);
+        if (job->logits != NULL)
+            memcpy(job->logits + (int64_t)(range->first + r) * n_vocab_of(job) + tile * DG_HEAD_TOKENS, z,
+                   (size_t)n_tokens * sizeof *z);
+    }
+    if (job->soft != NULL) add_tile(job, thread, range, tile, statistics, job->n_tiles);
+}
+
+/* ---- The whole vocabulary ------------------------------------------------------------------------------------ */
+
+static void do_tile_for_all_rows(void *context, int64_t tile, int thread) {
+    const head_job *job = context;
+    const row_range all = rows_in_tiles(job, 0, job->rows.n_tiles);
+    do_tile(job, &job->backend->threads[thread], &all, tile);
+}
+
+/* Rows are shared out, not tokens: then each row's sums are added up in the order of tokens whatever the number of
+ * threads, and decoding the table once for each thread costs little beside its use for all of a thread's rows. */
+static void do_all_tiles_for_some_rows(void *context, int64_t group, int thread) {
+    const head_job *job = context;
+    const int64_t n = job->rows.n_tiles;
+    const int32_t first = (int32_t)(n * group / job->n_groups), end = (int32_t)(n * (group + 1) / job->n_groups);
+    const row_range some = rows_in_tiles(job, first, end - first);
+    for (int64_t tile = 0; tile < job->n_tiles; tile++) do_tile(job, &job->backend->threads[thread], &some, tile);
+}
+
+static void finish_soft(void *context, int64_t row, int thread) {
+    const head_job *job = context;
+    const dg_backend *backend = job->backend;
+    const int64_t n_embd = backend->model->n_embd, lanes = backend->kernels->lanes;
+    const float factor = (float)(sqrt((double)n_embd) / backend->running[row].sum);
+    for (int64_t c = 0; c < n_embd; c += lanes)
+        backend->kernels->scale(backend->soft_sums + c * job->n + row * lanes, factor,
+                                n_embd - c < lanes ? n_embd - c : lanes, job->soft + row * n_embd + c);
+}
+
+static void run_head(head_job *job) {
+    dg_backend *backend = job->backend;
+    job->n_tiles = head_tiles(backend->model);
+    if (job->soft == NULL) {
+        dg_pool_run(backend->pool, job->n_tiles, do_tile_for_all_rows, job);
+        return;
+    }
+    memset(backend->soft_sums, 0, (size_t)(job->n * padded_embd(backend)) * sizeof(float));
+    for (int32_t r = 0; r < job->n; r++) backend->running[r] = (dg_running){.max = -INFINITY};
+    job->statistics = true;
+    job->n_groups = dg_pool_size(backend->pool);
+    if (job->n_groups > job->rows.n_tiles) job->n_groups = job->rows.n_tiles;
+    dg_pool_run(backend->pool, job->n_groups, do_all_tiles_for_some_rows, job);
+    dg_pool_run(backend->pool, job->n, finish_soft, job);
+}
+
+/* ---- The draw ------------------------------------------------------------------------------------------------ */
 
 /* The first token of tile `tile` at which the running sum of exp(z − max), which enters it at `before`, exceeds
  * `wanted`; the last with a positive share where rounding lets none. */
-static int32_t draw_in_tile(const head_job *job, dg_thread *thread, int32_t r, int64_t tile, double max, double before,
+static int32_t draw_in_tile(const head_job *job, dg_thread *thread, int32_t row, int64_t tile, float max, double before,
                             double wanted) {
-    const dg_cpu_kernels *kernels = job->backend->kernels;
-    int32_t place, first = (int32_t)tile * DG_HEAD_TOKENS, n_tokens = tokens_from(job, first, DG_HEAD_TOKENS);
-    dg_rows rows = tile_of_row(job, r, &place);
-    float *z = thread->logits, e[DG_HEAD_TOKENS];
-    tile_logits(job, thread, &rows, first, n_tokens, z, DG_HEAD_TOKENS);
-    kernels->exponentials(z + place * DG_HEAD_TOKENS, n_tokens, (float)max, e);
+    const row_range range = rows_in_tiles(job, row / job->rows.per_tile, 1);
+    const int32_t n_tokens = tokens_of(job, tile), first = (int32_t)tile * DG_HEAD_TOKENS;
+    head_job logits_only = *job;
+    logits_only.soft = NULL;
+    tile_logits(&logits_only, thread, &range, tile);
+    float e[DG_HEAD_TOKENS];
+    job->backend->kernels->exponentials(thread->logits + (row - range.first) * DG_HEAD_TOKENS, n_tokens, max, e);
     int32_t last = 0;
     for (int32_t i = 0; i < n_tokens; i++) {
         before += (double)e[i];
@@ -115,134 +235,67 @@ static int32_t draw_in_tile(const head_job *job, dg_thread *thread, int32_t r, i
 }
 
 /* Brings a row's tiles together, in the order of tokens. */
-static void finish_row(void *context, int64_t item, int thread) {
+static void finish_row(void *context, int64_t row, int thread) {
     const head_job *job = context;
-    dg_backend *backend = job->backend;
-    const dg_head_tile *tiles = backend->head_tiles + item * job->n_tiles;
-    double max = -INFINITY, sum = 0, weighted = 0;
-    for (int64_t t = 0; t < job->n_tiles; t++)
-        if ((double)tiles[t].max > max) {
-            max = (double)tiles[t].max;
-            job->argmax[item] = tiles[t].argmax;
+    const dg_head_tile *tiles = job->backend->head_tiles + row * job->n_tiles;
+    float max = tiles[0].max;
+    double sum = 0, weighted = 0;
+    job->argmax[row] = tiles[0].argmax;
+    for (int64_t t = 1; t < job->n_tiles; t++)
+        if (tiles[t].max > max) {
+            max = tiles[t].max;
+            job->argmax[row] = tiles[t].argmax;
         }
     for (int64_t t = 0; t < job->n_tiles; t++) {
-        double below = (double)tiles[t].max - max, shrink = exp(below);
+        double below = (double)tiles[t].max - (double)max, shrink = exp(below);
         sum += shrink * (double)tiles[t].sum;
         weighted += shrink * ((double)tiles[t].weighted + below * (double)tiles[t].sum);
     }
-    job->entropies[item] = (float)fmax(log(sum) - weighted / sum, 0.0);
-    backend->soft_max[item] = (float)max;
-    backend->soft_sum[item] = (float)sum;
+    job->entropies[row] = (float)fmax(log(sum) - weighted / sum, 0.0);
 
-    double wanted = (double)job->uniforms[item] * sum, before = 0;
+    double wanted = (double)job->uniforms[row] * sum, before = 0;
     int64_t chosen = 0;
     for (int64_t t = 0; t < job->n_tiles; t++) {
-        double share = exp((double)tiles[t].max - max) * (double)tiles[t].sum;
+        double share = exp((double)tiles[t].max - (double)max) * (double)tiles[t].sum;
         if (share > 0) chosen = t;
         if (before + share > wanted) break;
         before += share;
     }
-    job->candidates[item] =
-        draw_in_tile(job, &backend->threads[thread], (int32_t)item, chosen, max, before, wanted);
+    job->candidates[row] = draw_in_tile(job, &job->backend->threads[thread], (int32_t)row, chosen, max, before, wanted);
 }
 
-/* ---- The soft embedding -------------------------------------------------------------------------------------- */
-
-/* Exponentials of the logits of n_tokens tokens, relative to each row's maximum, packed. */
-static dg_rows pack_weights(const head_job *job, dg_thread *thread, int32_t first, int32_t n_tokens) {
-    const dg_backend *backend = job->backend;
-    const int32_t n_tiles = dg_rows_n_tiles(backend->kernels, job->n);
-    dg_rows weights =
-        dg_rows_in(backend->kernels, thread->weights, (dg_form){.integer = false}, job->n, n_tokens, 0, n_tiles);
-    const float *z = thread->logits;
-    int64_t stride = DG_SOFT_TOKENS;
-    if (job->z != NULL) {
-        z = job->z + first;
-        stride = n_vocab_of(job);
-    } else {
-        tile_logits(job, thread, &job->rows, first, n_tokens, thread->logits, stride);
-    }
-    float e[DG_SOFT_TOKENS];
-    for (int32_t r = 0; r < job->n; r++) {
-        backend->kernels->exponentials(z + r * stride, n_tokens, backend->soft_max[r], e);
-        backend->kernels->pack(&weights, r, 0, e, n_tokens);
-    }
-    return weights;
-}
-
-static void add_segment(void *context, int64_t segment, int thread_index) {
-    const head_job *job = context;
-    const dg_backend *backend = job->backend;
-    dg_thread *thread = &backend->threads[thread_index];
-    const dg_weight *table = &backend->model->token_embd;
-    const dg_type_traits *traits = dg_type_traits_of(table->type);
-    const int64_t n_embd = table->n_cols, row_bytes = (int64_t)dg_row_bytes(table->type, n_embd);
-    const int64_t n_tiles = (n_vocab_of(job) + DG_SOFT_TOKENS - 1) / DG_SOFT_TOKENS;
-    float *sums = backend->soft_sums + segment * job->n * n_embd;
-    memset(sums, 0, (size_t)(job->n * n_embd) * sizeof *sums);
-    for (int64_t tile = n_tiles * segment / DG_SOFT_SEGMENTS; tile < n_tiles * (segment + 1) / DG_SOFT_SEGMENTS;
-         tile++) {
-        int32_t first = (int32_t)tile * DG_SOFT_TOKENS, n_tokens = tokens_from(job, first, DG_SOFT_TOKENS);
-        dg_rows weights = pack_weights(job, thread, first, n_tokens);
-        for (int64_t column = 0; column < n_embd; column += DG_SOFT_COLUMNS) {
-            int64_t n = n_embd - column < DG_SOFT_COLUMNS ? n_embd - column : DG_SOFT_COLUMNS;
-            const uint8_t *src = (const uint8_t *)table->data + first * row_bytes +
-                                 column / traits->block_size * traits->block_bytes;
-            for (int32_t i = 0; i < n_tokens; i++)
-                traits->decode(src + i * row_bytes, thread->embedding + i * DG_SOFT_COLUMNS, n);
-            backend->kernels->accumulate(&weights, backend->ones, thread->embedding, DG_SOFT_COLUMNS, n, sums + column,
-                                         n_embd);
-        }
-    }
-}
-
-static void add_segments(void *context, int64_t row, int thread) {
-    const head_job *job = context;
-    const dg_backend *backend = job->backend;
-    const dg_weight *table = &backend->model->token_embd;
-    const int64_t n_embd = table->n_cols;
-    float *out = job->out + row * n_embd;
-    float factor = sqrtf((float)n_embd) * (table->scale != NULL ? table->scale[0] : 1.0f) / backend->soft_sum[row];
-    memset(out, 0, (size_t)n_embd * sizeof *out);
-    for (int64_t s = 0; s < DG_SOFT_SEGMENTS; s++)
-        backend->kernels->add_scaled(backend->soft_sums + (s * job->n + row) * n_embd, factor, n_embd, out);
-}
-
-static void sum_embeddings(head_job *job, float *soft) {
-    job->out = soft;
-    dg_pool_run(job->backend->pool, DG_SOFT_SEGMENTS, add_segment, job);
-    dg_pool_run(job->backend->pool, job->n, add_segments, job);
-}
-
-static void measure_row(void *context, int64_t row, int thread) {
-    const head_job *job = context;
-    const int32_t n_vocab = n_vocab_of(job);
-    const float *z = job->z + row * n_vocab;
-    float max = z[0], e[DG_SOFT_TOKENS];
-    double sum = 0;
-    for (int32_t i = 1; i < n_vocab; i++) max = z[i] > max ? z[i] : max;
-    for (int32_t first = 0; first < n_vocab; first += DG_SOFT_TOKENS) {
-        int32_t n = tokens_from(job, first, DG_SOFT_TOKENS);
-        job->backend->kernels->exponentials(z + first, n, max, e);
-        for (int32_t i = 0; i < n; i++) sum += (double)e[i];
-    }
-    job->backend->soft_max[row] = max;
-    job->backend->soft_sum[row] = (float)sum;
-}
+/* ---- The operations ------------------------------------------------------------------------------------------ */
 
 /* Scratch of the head is for canvas_length rows: more are done in turns. */
 static int32_t rows_in_turn(const dg_backend *backend, int32_t n, int32_t first) {
-    int32_t most = backend->model->canvas_length;
+    const int32_t most = backend->model->canvas_length;
     return n - first < most ? n - first : most;
+}
+
+void dg_cpu_logits(dg_backend *backend, const float *x, int32_t n, float *host_logits) {
+    const dg_model *model = backend->model;
+    for (int32_t first = 0, turn; first < n; first += turn) {
+        turn = rows_in_turn(backend, n, first);
+        head_job job = {.backend = backend,
+                        .rows = pack_head(backend, x + (int64_t)first * model->n_embd, turn),
+                        .n = turn,
+                        .temperature = 1.0f,
+                        .logits = host_logits + (int64_t)first * model->n_vocab};
+        run_head(&job);
+    }
 }
 
 void dg_cpu_soft_embedding(dg_backend *backend, const float *host_z, int32_t n, float *soft) {
     const dg_model *model = backend->model;
     for (int32_t first = 0, turn; first < n; first += turn) {
         turn = rows_in_turn(backend, n, first);
-        head_job job = {.backend = backend, .n = turn, .z = host_z + (int64_t)first * model->n_vocab};
-        dg_pool_run(backend->pool, turn, measure_row, &job);
-        sum_embeddings(&job, soft + (int64_t)first * model->n_embd);
+        head_job job = {.backend = backend,
+                        .rows = dg_rows_in(backend->kernels, backend->packed, (dg_form){.integer = false}, turn,
+                                           model->n_embd, 0, dg_rows_n_tiles(backend->kernels, turn)),
+                        .n = turn,
+                        .z = host_z + (int64_t)first * model->n_vocab,
+                        .soft = soft + (int64_t)first * model->n_embd};
+        run_head(&job);
     }
 }
 
@@ -255,13 +308,13 @@ void dg_cpu_sample(dg_backend *backend, const float *x, int32_t n, float tempera
                         .rows = pack_head(backend, x + first * n_embd, turn),
                         .n = turn,
                         .temperature = temperature,
-                        .n_tiles = head_tiles(backend->model),
+                        .statistics = true,
                         .uniforms = host_uniforms + first,
                         .argmax = result->host_argmax + first,
                         .candidates = result->host_candidates + first,
-                        .entropies = result->host_entropies + first};
-        dg_pool_run(backend->pool, job.n_tiles, gather_statistics, &job);
+                        .entropies = result->host_entropies + first,
+                        .soft = soft != NULL ? soft + first * n_embd : NULL};
+        run_head(&job);
         dg_pool_run(backend->pool, turn, finish_row, &job);
-        if (soft != NULL) sum_embeddings(&job, soft + first * n_embd);
     }
 }

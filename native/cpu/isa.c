@@ -43,7 +43,7 @@ static features detect(void) {
     return found;
 }
 #elif defined(__aarch64__)
-extern const dg_cpu_kernels dg_cpu_kernels_neon, dg_cpu_kernels_dotprod, dg_cpu_kernels_i8mm;
+extern const dg_cpu_kernels dg_cpu_kernels_neon, dg_cpu_kernels_dotprod;
 #endif
 
 /* Worst first; those that this machine cannot run are left out. Returns how many there are. */
@@ -56,14 +56,12 @@ static int available(const dg_cpu_kernels *sets[4]) {
     if (found.avxvnni) sets[n++] = &dg_cpu_kernels_avxvnni;
     if (found.avx512) sets[n++] = &dg_cpu_kernels_avx512;
 #elif defined(__aarch64__)
-    bool dotprod = true, i8mm = false;
+    bool dotprod = true;
 #if defined(__linux__)
     dotprod = (getauxval(AT_HWCAP) & 1ul << 20) != 0; /* HWCAP_ASIMDDP */
-    i8mm = (getauxval(AT_HWCAP2) & 1ul << 13) != 0;   /* HWCAP2_I8MM */
 #endif
     sets[n++] = &dg_cpu_kernels_neon;
     if (dotprod) sets[n++] = &dg_cpu_kernels_dotprod;
-    if (dotprod && i8mm) sets[n++] = &dg_cpu_kernels_i8mm;
 #endif
     return n;
 }

@@ -11,16 +11,15 @@
 
 #include "model.h"
 
-#define DG_BLOCK 32         /* columns that share a scale in packed activations */
-#define DG_MAX_LANES 16     /* of any instruction set */
-#define DG_MAX_TILE_ROWS 16 /* likewise */
+#define DG_BLOCK 32     /* columns that share a scale in packed activations */
+#define DG_MAX_LANES 32 /* rows of a panel, of any instruction set */
 
 /* How the weights of one type are multiplied:  w = scale · (code − offset) − min */
 typedef struct dg_form {
     bool integer;   /* false: float32 throughout, and the rest is unused */
     bool is_signed; /* codes are signed bytes; otherwise unsigned, and below 128 where offset is not 128 */
     bool has_mins;
-    int32_t group;  /* columns that share scale and min: 16 or 32 */
+    int32_t group; /* columns that share scale and min: 16 or 32 */
     int32_t offset;
 } dg_form;
 
@@ -33,25 +32,28 @@ static inline bool dg_form_equal(dg_form a, dg_form b) {
 typedef struct dg_panel {
     dg_form form;
     int64_t n_cols;
-    uint8_t *codes; /* (n_cols/4, lanes, 4) */
-    float *values;  /* (n_cols, lanes): in place of codes where the form is not integer */
-    float *scales;  /* (n_cols/group, lanes) */
-    float *mins;    /* (n_cols/group, lanes) */
+    uint8_t *codes;      /* (n_cols/4, lanes, 4) */
+    float *values;       /* (n_cols, lanes): in place of codes where the form is not integer */
+    float *scales;       /* (n_cols/group, lanes) */
+    float *mins;         /* (n_cols/group, lanes) */
+    const uint8_t *next; /* the encoded weights that will be wanted after these, or NULL: they are fetched from memory
+                            while these are multiplied */
+    int64_t next_bytes;
 } dg_panel;
 
 /* Activations, packed for the weights of one form. Row r stands in tile r / per_tile at place r % per_tile; rows are
- * spread evenly, so that 17 rows are 10 and 7 rather than 16 and 1. */
+ * spread evenly, so that 7 rows are 4 and 3 rather than 6 and 1. */
 typedef struct dg_rows {
     dg_form form;
     int32_t n;
     int32_t n_tiles;
     int32_t per_tile;
     int64_t n_cols;
-    int8_t *codes;  /* (n_tiles, n_cols/32, tile_rows, 32) */
-    float *scales;  /* (n_tiles, n_cols/32, tile_rows) */
-    int32_t *bias;  /* (n_tiles, n_cols/group, tile_rows): −offset · Σ codes of the group */
-    float *sums;    /* (n_tiles, n_cols/group, tile_rows): scale · Σ codes of the group; with mins only */
-    float *values;  /* (n_tiles, n_cols, tile_rows): in place of all these where the form is not integer */
+    int8_t *codes; /* (n_tiles, n_cols/32, tile_rows, 32) */
+    float *scales; /* (n_tiles, n_cols/32, tile_rows) */
+    int32_t *bias; /* (n_tiles, n_cols/group, tile_rows): −offset · Σ codes of the group */
+    float *sums;   /* (n_tiles, n_cols/group, tile_rows): scale · Σ codes of the group; with mins only */
+    float *values; /* (n_tiles, n_cols, tile_rows): in place of all these where the form is not integer */
 } dg_rows;
 
 /* Some keys and values, consecutive in memory. */
@@ -66,21 +68,36 @@ typedef struct dg_kv_run {
 
 /* One attention operation on one KV head. Query row r is head r % group of token r / group. */
 typedef struct dg_attention {
-    const float *q;      /* the first query; tokens lie token_stride apart, heads of the group head_dim */
-    float *out;          /* likewise */
+    const float *q; /* the first query; tokens lie token_stride apart, heads of the group head_dim */
+    float *out;     /* likewise */
     int64_t token_stride;
-    int32_t group;       /* heads that share this KV head */
+    int32_t group; /* heads that share this KV head */
     int32_t head_dim;
-    int32_t n_rot;       /* head_dim where keys are complete; otherwise k holds only the rotated dimensions, and v
-                            stands in for the others */
+    int32_t n_rot; /* head_dim where keys are complete; otherwise k holds only the rotated dimensions, and v
+                      stands in for the others */
     int32_t type_k, type_v;
     int64_t k_row_bytes, v_row_bytes;
     dg_kv_run runs[DG_MAX_KV_RUNS];
     int32_t n_runs;
     bool causal;
-    int32_t position;    /* of token 0; unless causal unused */
-    int32_t window;      /* keys at most window − 1 before a query are seen; 0: all */
+    int32_t position; /* of token 0; unless causal unused */
+    int32_t window;   /* keys at most window − 1 before a query are seen; 0: all */
 } dg_attention;
+
+/* What some tokens add to the soft embeddings of some rows. */
+typedef struct dg_soft_tile {
+    bool narrow;      /* weights and values in bfloat16, by pairs of tokens; kernels with has_bf16 only */
+    int32_t n_tokens; /* a multiple of 2 */
+    int32_t n_rows;
+    const int32_t *rows;  /* (n_rows) */
+    const float *factors; /* (n_rows) */
+    const void *weights;  /* (n_rows/tile_rows, n_tokens, tile_rows) floats, or (…, n_tokens/2, tile_rows, 2) */
+    const void *values;   /* (n_cols/lanes, values_stride, lanes) floats or pairs of bfloat16 */
+    int32_t values_stride;
+    int64_t n_cols; /* a multiple of lanes */
+    int64_t n_sums;
+    float *sums; /* (n_cols/lanes, n_sums, lanes) */
+} dg_soft_tile;
 
 /* Statistics of some consecutive logits z of one row. */
 typedef struct dg_head_tile {
@@ -95,12 +112,13 @@ typedef struct dg_cpu_kernels {
     const char *backend_name; /* "cpu (name)" */
     int32_t lanes;
     int32_t tile_rows;
+    bool has_bf16;          /* dot products of bfloat16 */
     int32_t attention_rows; /* query rows that `attend` takes at a time */
 
     dg_form (*form_of)(int32_t type);
 
     /* Decodes rows first_row … first_row + n_rows − 1 (n_rows ≤ lanes) of one matrix of `weight`, its multiplier
-     * included; the other lanes become zero. panel->form says in which form: that of the type, or floats. */
+     * included. What the other lanes hold means nothing. panel->form says in which form: that of the type, or floats. */
     void (*decode)(const dg_weight *weight, int64_t matrix, int64_t first_row, int32_t n_rows, dg_panel *panel);
 
     /* Packs x (n_cols) as columns first_col … of `row`; both multiples of DG_BLOCK in an integer form. */
@@ -110,9 +128,14 @@ typedef struct dg_cpu_kernels {
      * only on its own row and lane, to the last bit. */
     void (*multiply)(const dg_panel *panel, const dg_rows *rows, float *out, int64_t out_stride, int32_t n_lanes);
 
-    /* out[r][d] = out[r][d] · factor[r] + Σ_c rows[r][c] · values[c · stride + d] for d < n_dims; rows of float form */
-    void (*accumulate)(const dg_rows *rows, const float *factor, const float *values, int64_t stride, int64_t n_dims,
-                       float *out, int64_t out_stride);
+    /* The rows of `panel` one after the other, columns padded with zeros to n_cols: lanes rows of
+     * (n_cols/lanes, values_stride, lanes) floats, or, where `narrow`, lanes/2 rows of as many pairs of bfloat16, two
+     * rows of the panel side by side. */
+    void (*spread)(const dg_panel *panel, bool narrow, int64_t n_cols, int32_t values_stride, void *values);
+    /* The weights of one row, (n_tokens), to their place in dg_soft_tile.weights. */
+    void (*pack_weights)(const float *weights, int32_t n_tokens, bool narrow, int32_t row, void *packed);
+    /* sums[rows[i]] = factors[i] · sums[rows[i]] + weights[i] · values */
+    void (*add_weighted)(const dg_soft_tile *tile);
 
     /* Attention of query rows first … first + n_rows − 1 (n_rows ≤ attention_rows). `scratch` holds
      * attend_scratch(head_dim) floats. */
@@ -143,7 +166,7 @@ typedef struct dg_cpu_kernels {
 } dg_cpu_kernels;
 
 /* The best set for this machine, or the one that the environment variable DGEMMA_ISA names (scalar, avx2, avxvnni,
- * avx512, neon, dotprod, i8mm); a name that this machine cannot run is ignored. */
+ * avx512, neon, dotprod); a name that this machine cannot run is ignored. */
 const dg_cpu_kernels *dg_cpu_kernels_choose(void);
 
 #endif

@@ -1,5 +1,6 @@
 /* Dense products: packing, and panels handed out to threads. */
 #include "cpu/cpu.h"
+#include "quant/quant.h"
 
 static uint64_t align_up(uint64_t n) { return (n + 63) / 64 * 64; }
 
@@ -16,8 +17,7 @@ dg_rows dg_rows_in(const dg_cpu_kernels *kernels, void *memory, dg_form form, in
                    int64_t first_tile, int64_t n_tiles_in_all) {
     int32_t n_tiles = dg_rows_n_tiles(kernels, n);
     int32_t per_tile = n_tiles > 0 ? (n + n_tiles - 1) / n_tiles : 1;
-    dg_rows rows = {.form = form, .n = n, .n_tiles = n_tiles, .n_cols = n_cols};
-    rows.per_tile = per_tile + per_tile % 2; /* kernels serve an even number of rows */
+    dg_rows rows = {.form = form, .n = n, .n_tiles = n_tiles, .per_tile = per_tile, .n_cols = n_cols};
     int64_t places = first_tile * kernels->tile_rows, places_in_all = n_tiles_in_all * kernels->tile_rows;
     if (!form.integer) {
         rows.values = (float *)memory + places * n_cols;
@@ -69,8 +69,7 @@ static void pack_row(void *context, int64_t item, int thread) {
 dg_rows dg_pack_normed(dg_backend *backend, dg_form form, const float *x, int32_t n, int64_t n_cols, const float *norm,
                        float factor) {
     int32_t n_tiles = dg_rows_n_tiles(backend->kernels, n);
-    packing p = {backend, x, norm, factor,
-                 dg_rows_in(backend->kernels, backend->packed, form, n, n_cols, 0, n_tiles)};
+    packing p = {backend, x, norm, factor, dg_rows_in(backend->kernels, backend->packed, form, n, n_cols, 0, n_tiles)};
     dg_pool_run(backend->pool, n, pack_row, &p);
     return p.rows;
 }
@@ -81,27 +80,46 @@ dg_rows dg_pack(dg_backend *backend, dg_form form, const float *x, int32_t n, in
 
 /* ---- Products ------------------------------------------------------------------------------------------------ */
 
-void dg_multiply_features(const dg_cpu_kernels *kernels, dg_panel *panel, const dg_weight *w, int64_t matrix,
-                          int64_t first, int64_t n_features, const dg_rows *rows, float *out, int64_t out_stride) {
-    panel->form = rows->form;
-    for (int64_t f = 0; f < n_features; f += kernels->lanes) {
-        int32_t n_lanes = n_features - f < kernels->lanes ? (int32_t)(n_features - f) : kernels->lanes;
-        kernels->decode(w, matrix, first + f, n_lanes, panel);
-        kernels->multiply(panel, rows, out + f, out_stride, n_lanes);
-    }
+/* Has panel->next point to the features from `first` on, at most one panel of them. */
+static void announce(dg_panel *panel, const dg_features *f, int32_t lanes) {
+    const int64_t row_bytes = (int64_t)dg_row_bytes(f->w->type, f->w->n_cols);
+    const int64_t left = f->w->n_rows - f->first;
+    panel->next = NULL;
+    if (left <= 0) return;
+    panel->next = (const uint8_t *)f->w->data + (uint64_t)f->matrix * f->w->matrix_bytes + f->first * row_bytes;
+    panel->next_bytes = (left < lanes ? left : lanes) * row_bytes;
 }
 
-void dg_multiply_gated(const dg_cpu_kernels *kernels, dg_thread *thread, const dg_gated *gated, int64_t first,
-                       const dg_rows *rows, const dg_rows *hidden) {
-    int64_t n = gated->n_ff - first < DG_FEATURES ? gated->n_ff - first : DG_FEATURES;
-    dg_multiply_features(kernels, &thread->panel, gated->gate, gated->matrix, gated->gate_first + first, n, rows,
-                         thread->gate, DG_FEATURES);
-    dg_multiply_features(kernels, &thread->panel, gated->up, gated->matrix, gated->up_first + first, n, rows,
-                         thread->up, DG_FEATURES);
+void dg_multiply_features(const dg_cpu_kernels *kernels, dg_panel *panel, const dg_features *features, int64_t n,
+                          const dg_features *next, const dg_rows *rows, float *out, int64_t out_stride) {
+    const int32_t lanes = kernels->lanes;
+    dg_features now = *features;
+    panel->form = rows->form;
+    for (int64_t done = 0; done < n; done += lanes) {
+        const int32_t n_lanes = n - done < lanes ? (int32_t)(n - done) : lanes;
+        kernels->decode(now.w, now.matrix, now.first, n_lanes, panel);
+        now.first += lanes;
+        announce(panel, done + lanes < n ? &now : next, lanes);
+        kernels->multiply(panel, rows, out + done, out_stride, n_lanes);
+    }
+    panel->next = NULL;
+}
+
+void dg_multiply_gated(dg_backend *backend, int thread_index, const dg_gated *gated, int64_t first, const dg_rows *rows,
+                       const dg_rows *hidden) {
+    const dg_cpu_kernels *kernels = backend->kernels;
+    dg_thread *thread = &backend->threads[thread_index];
+    const int64_t n = gated->n_ff - first < DG_FEATURES ? gated->n_ff - first : DG_FEATURES;
+    const dg_features gate = {gated->gate, gated->matrix, gated->gate_first + first};
+    const dg_features up = {gated->up, gated->matrix, gated->up_first + first};
+    dg_features next = gate; /* the threads take pieces in turn */
+    next.first += (int64_t)DG_FEATURES * dg_pool_size(backend->pool);
+    dg_multiply_features(kernels, &thread->panel, &gate, n, &up, rows, thread->gate, DG_FEATURES);
+    dg_multiply_features(kernels, &thread->panel, &up, n, &next, rows, thread->up, DG_FEATURES);
     for (int32_t r = 0; r < rows->n; r++) {
-        float *gate = thread->gate + (int64_t)r * DG_FEATURES, *up = thread->up + (int64_t)r * DG_FEATURES;
-        kernels->gelu_multiply(gate, up, n, gate);
-        kernels->pack(hidden, r, first, gate, n);
+        float *gate_row = thread->gate + (int64_t)r * DG_FEATURES, *up_row = thread->up + (int64_t)r * DG_FEATURES;
+        kernels->gelu_multiply(gate_row, up_row, n, gate_row);
+        kernels->pack(hidden, r, first, gate_row, n);
     }
 }
 
@@ -115,9 +133,11 @@ typedef struct product {
 static void multiply_panel(void *context, int64_t item, int thread) {
     const product *p = context;
     const dg_cpu_kernels *kernels = p->backend->kernels;
-    int64_t first = item * kernels->lanes, n = p->w->n_rows - first;
-    if (n > kernels->lanes) n = kernels->lanes;
-    dg_multiply_features(kernels, &p->backend->threads[thread].panel, p->w, 0, first, n, p->rows, p->out + first,
+    const dg_features now = {p->w, 0, item * kernels->lanes};
+    const dg_features next = {p->w, 0, (item + dg_pool_size(p->backend->pool)) * kernels->lanes};
+    const int64_t left = p->w->n_rows - now.first;
+    dg_multiply_features(kernels, &p->backend->threads[thread].panel, &now,
+                         left < kernels->lanes ? left : kernels->lanes, &next, p->rows, p->out + now.first,
                          p->w->n_rows);
 }
 
@@ -137,8 +157,7 @@ typedef struct gated_layer {
 
 static void multiply_hidden(void *context, int64_t item, int thread) {
     const gated_layer *g = context;
-    dg_multiply_gated(g->backend->kernels, &g->backend->threads[thread], &g->gated, item * DG_FEATURES, g->rows,
-                      g->hidden);
+    dg_multiply_gated(g->backend, thread, &g->gated, item * DG_FEATURES, g->rows, g->hidden);
 }
 
 void dg_cpu_mlp(dg_backend *backend, const dg_mlp *mlp, const float *x, int32_t n, float *out) {

@@ -5,6 +5,8 @@
 #include <math.h>
 #include <string.h>
 
+#define DOWN_FEATURES 256 /* output features of a piece of work: rows of the down projection are short */
+
 typedef struct mixture {
     dg_backend *backend;
     const dg_moe *moe;
@@ -12,9 +14,9 @@ typedef struct mixture {
     float *out;
     dg_form form, hidden_form;
     dg_gated gated;
-    int32_t n_experts;  /* with rows */
-    int64_t n_tiles;    /* of all experts */
-    int64_t n_pieces;   /* of one expert */
+    int32_t n_experts; /* with rows */
+    int64_t n_tiles;   /* of all experts */
+    int64_t n_pieces;  /* of one expert */
 } mixture;
 
 /* ---- Routing ------------------------------------------------------------------------------------------------- */
@@ -119,19 +121,22 @@ static void multiply_hidden(void *context, int64_t item, int thread) {
     dg_rows rows = expert_inputs(m, expert), hidden = expert_hidden(m, expert);
     dg_gated gated = m->gated;
     gated.matrix = expert->expert;
-    dg_multiply_gated(m->backend->kernels, &m->backend->threads[thread], &gated, item % m->n_pieces * DG_FEATURES,
-                      &rows, &hidden);
+    dg_multiply_gated(m->backend, thread, &gated, item % m->n_pieces * DG_FEATURES, &rows, &hidden);
 }
 
 static void multiply_down(void *context, int64_t item, int thread) {
     const mixture *m = context;
-    const dg_expert *expert = &m->backend->experts[item / m->n_pieces];
-    dg_rows hidden = expert_hidden(m, expert);
+    dg_backend *backend = m->backend;
+    const dg_expert *expert = &backend->experts[item / m->n_pieces];
     const dg_weight *down = &m->moe->down;
-    int64_t first = item % m->n_pieces * DG_FEATURES, n = down->n_rows - first;
-    if (n > DG_FEATURES) n = DG_FEATURES;
-    dg_multiply_features(m->backend->kernels, &m->backend->threads[thread].panel, down, expert->expert, first, n,
-                         &hidden, m->backend->expert_out + expert->first * down->n_rows + first, down->n_rows);
+    const dg_rows hidden = expert_hidden(m, expert);
+    const dg_features now = {down, expert->expert, item % m->n_pieces * DOWN_FEATURES};
+    dg_features next = now;
+    next.first += (int64_t)DOWN_FEATURES * dg_pool_size(backend->pool);
+    const int64_t left = down->n_rows - now.first;
+    dg_multiply_features(backend->kernels, &backend->threads[thread].panel, &now,
+                         left < DOWN_FEATURES ? left : DOWN_FEATURES, &next, &hidden,
+                         backend->expert_out + expert->first * down->n_rows + now.first, down->n_rows);
 }
 
 /* Adds the experts' outputs up, always in the order of their probabilities: the result depends on nothing else. */
@@ -161,7 +166,7 @@ void dg_cpu_moe(dg_backend *backend, const dg_moe *moe, const float *x, int32_t 
     dg_pool_run(backend->pool, n, pack_for_experts, &m);
     m.n_pieces = (m.gated.n_ff + DG_FEATURES - 1) / DG_FEATURES;
     dg_pool_run(backend->pool, m.n_experts * m.n_pieces, multiply_hidden, &m);
-    m.n_pieces = (moe->down.n_rows + DG_FEATURES - 1) / DG_FEATURES;
+    m.n_pieces = (moe->down.n_rows + DOWN_FEATURES - 1) / DOWN_FEATURES;
     dg_pool_run(backend->pool, m.n_experts * m.n_pieces, multiply_down, &m);
     dg_pool_run(backend->pool, n, add_experts, &m);
 }

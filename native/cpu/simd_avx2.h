@@ -8,7 +8,8 @@
 #include <string.h>
 
 #define LANES 8
-#define TILE_ROWS 4 /* 16 registers: four sums, and what feeds them */
+#define VECTORS 2
+#define TILE_ROWS 2 /* 16 registers: four sums of integers, four of floats, and what feeds them */
 #if defined(__AVXVNNI__)
 #define Q8_OFFSET 128 /* vpdpbusd multiplies unsigned by signed bytes */
 #else
@@ -62,6 +63,47 @@ static inline void vf_store_f16(uint16_t *p, vf a) {
 static inline vi vi_set(int32_t x) { return _mm256_set1_epi32(x); }
 static inline vi vi_load(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
 static inline void vi_store(void *p, vi a) { _mm256_storeu_si256((__m256i *)p, a); }
+static inline vi vi_and(vi a, vi b) { return _mm256_and_si256(a, b); }
+static inline vi vi_or(vi a, vi b) { return _mm256_or_si256(a, b); }
+static inline vi vi_xor(vi a, vi b) { return _mm256_xor_si256(a, b); }
+static inline vi vi_multiply(vi a, vi b) { return _mm256_mullo_epi32(a, b); }
+static inline vi vi_shift_left(vi a, const int n) { return _mm256_slli_epi32(a, n); }
+static inline vi vi_shift_right(vi a, const int n) { return _mm256_srli_epi32(a, n); }
+static inline vi vi_shift_right_signed(vi a, const int n) { return _mm256_srai_epi32(a, n); }
+static inline vi vi_look_up(const uint8_t table[16], vi a) {
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table)), a);
+}
+
+static inline __m128i load_four_words(const uint8_t *p, int64_t stride) {
+    int32_t w[4];
+    for (int i = 0; i < 4; i++) memcpy(&w[i], p + i * stride, sizeof w[i]);
+    return _mm_setr_epi32(w[0], w[1], w[2], w[3]);
+}
+static inline vi vi_load_words(const uint8_t *p, int64_t stride) {
+    return _mm256_set_m128i(load_four_words(p + 4 * stride, stride), load_four_words(p, stride));
+}
+
+static inline __m256i load_two_rows(const uint8_t *p, int64_t stride) { /* rows i and i + 4 */
+    return _mm256_set_m128i(_mm_loadu_si128((const __m128i *)(p + 4 * stride)), _mm_loadu_si128((const __m128i *)p));
+}
+/* With four neighbouring rows in the same half of four registers, a 4 × 4 transpose of words within each half is all
+ * there is to do. */
+static inline void vi_load_rows(const uint8_t *p, int64_t stride, vi m[4]) {
+    __m256i a = load_two_rows(p, stride), b = load_two_rows(p + stride, stride);
+    __m256i c = load_two_rows(p + 2 * stride, stride), d = load_two_rows(p + 3 * stride, stride);
+    __m256i ab_low = _mm256_unpacklo_epi32(a, b), ab_high = _mm256_unpackhi_epi32(a, b);
+    __m256i cd_low = _mm256_unpacklo_epi32(c, d), cd_high = _mm256_unpackhi_epi32(c, d);
+    m[0] = _mm256_unpacklo_epi64(ab_low, cd_low);
+    m[1] = _mm256_unpackhi_epi64(ab_low, cd_low);
+    m[2] = _mm256_unpacklo_epi64(ab_high, cd_high);
+    m[3] = _mm256_unpackhi_epi64(ab_high, cd_high);
+}
+static inline vf vf_from_bits(vi a) { return _mm256_castsi256_ps(a); }
+static inline vf vf_from_low_halves(vi a) {
+    __m256i masked = _mm256_and_si256(a, _mm256_set1_epi32(0xffff));
+    __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(masked, masked), 0x08);
+    return _mm256_cvtph_ps(_mm256_castsi256_si128(packed));
+}
 static inline vf vf_from_int(vi a) { return _mm256_cvtepi32_ps(a); }
 static inline vi vi_from_float(vf a) { return _mm256_cvtps_epi32(a); }
 static inline vf vf_power_of_two(vi exponent) {
@@ -75,39 +117,34 @@ static inline void vi_store_bytes(int8_t *p, vi a) {
     _mm_storel_epi64((__m128i *)p, both);
 }
 
-static inline vi vi_dot4(vi acc, vi w, const int8_t *x, const int w_signed) {
+static inline vi vi_load_four(const int8_t *x) {
     int32_t four;
     memcpy(&four, x, sizeof four);
-    __m256i all = _mm256_set1_epi32(four);
+    return _mm256_set1_epi32(four);
+}
+static inline vi vi_dot4(vi acc, vi w, vi x, const int w_signed) {
 #if defined(__AVXVNNI__)
     (void)w_signed;
-    return _mm256_dpbusd_avx_epi32(acc, w, all);
+    return _mm256_dpbusd_avx_epi32(acc, w, x);
 #else
     /* vpmaddubsw takes unsigned by signed bytes too, and its 16-bit sums of two hold ±127·127·2 but not 255·127·2: a
      * signed weight hands its sign to x. */
-    __m256i pairs = w_signed ? _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(all, w))
-                             : _mm256_maddubs_epi16(w, all);
+    __m256i pairs =
+        w_signed ? _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)) : _mm256_maddubs_epi16(w, x);
     return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 #endif
 }
 
-static inline void vi_transpose(vi m[LANES]) {
-    vi t[LANES];
-    for (int i = 0; i < 8; i += 2) {
-        t[i] = _mm256_unpacklo_epi32(m[i], m[i + 1]);
-        t[i + 1] = _mm256_unpackhi_epi32(m[i], m[i + 1]);
-    }
-    for (int i = 0; i < 8; i += 4) { /* m[i + j] now holds column j of rows i … i + 3 in each half */
-        m[i] = _mm256_unpacklo_epi64(t[i], t[i + 2]);
-        m[i + 1] = _mm256_unpackhi_epi64(t[i], t[i + 2]);
-        m[i + 2] = _mm256_unpacklo_epi64(t[i + 1], t[i + 3]);
-        m[i + 3] = _mm256_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-    for (int j = 0; j < 4; j++) {
-        t[j] = _mm256_permute2x128_si256(m[j], m[4 + j], 0x20);
-        t[4 + j] = _mm256_permute2x128_si256(m[j], m[4 + j], 0x31);
-    }
-    for (int i = 0; i < 8; i++) m[i] = t[i];
+/* Without dot products of bfloat16 nothing is ever narrow. */
+#define HAS_BF16 0
+static inline vf vf_dot2(vf acc, vi a, vi b) {
+    (void)a;
+    (void)b;
+    return acc;
+}
+static inline void store_square(const int narrow, float *column, vf a) {
+    (void)narrow;
+    vf_store(column, a);
 }
 
 #endif

@@ -7,7 +7,8 @@
 #include <string.h>
 
 #define LANES 16
-#define TILE_ROWS 16
+#define VECTORS 2
+#define TILE_ROWS 6   /* 12 sums of integers and 12 of floats; with 16 × 1 the loads of x would be the limit */
 #define Q8_OFFSET 128 /* vpdpbusd multiplies unsigned by signed bytes */
 
 typedef __m512 vf;
@@ -35,9 +36,7 @@ static inline vf vf_where_less(vf a, vf b, vf x, vf y) {
 }
 static inline float vf_sum(vf a) { return _mm512_reduce_add_ps(a); }
 static inline float vf_largest(vf a) { return _mm512_reduce_max_ps(a); }
-static inline vf vf_load_f16(const uint16_t *p) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
-}
+static inline vf vf_load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
 static inline vf vf_load_bf16(const uint16_t *p) {
     __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
@@ -49,6 +48,50 @@ static inline void vf_store_f16(uint16_t *p, vf a) {
 static inline vi vi_set(int32_t x) { return _mm512_set1_epi32(x); }
 static inline vi vi_load(const void *p) { return _mm512_loadu_si512(p); }
 static inline void vi_store(void *p, vi a) { _mm512_storeu_si512(p, a); }
+static inline vi vi_and(vi a, vi b) { return _mm512_and_si512(a, b); }
+static inline vi vi_or(vi a, vi b) { return _mm512_or_si512(a, b); }
+static inline vi vi_xor(vi a, vi b) { return _mm512_xor_si512(a, b); }
+static inline vi vi_multiply(vi a, vi b) { return _mm512_mullo_epi32(a, b); }
+static inline vi vi_shift_left(vi a, const int n) { return _mm512_slli_epi32(a, (unsigned)n); }
+static inline vi vi_shift_right(vi a, const int n) { return _mm512_srli_epi32(a, (unsigned)n); }
+static inline vi vi_shift_right_signed(vi a, const int n) { return _mm512_srai_epi32(a, (unsigned)n); }
+static inline vi vi_look_up(const uint8_t table[16], vi a) {
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)table)), a);
+}
+
+static inline __m128i load_four_words(const uint8_t *p, int64_t stride) {
+    int32_t w[4];
+    for (int i = 0; i < 4; i++) memcpy(&w[i], p + i * stride, sizeof w[i]);
+    return _mm_setr_epi32(w[0], w[1], w[2], w[3]);
+}
+static inline vi vi_load_words(const uint8_t *p, int64_t stride) {
+    __m512i r = _mm512_castsi128_si512(load_four_words(p, stride));
+    r = _mm512_inserti32x4(r, load_four_words(p + 4 * stride, stride), 1);
+    r = _mm512_inserti32x4(r, load_four_words(p + 8 * stride, stride), 2);
+    return _mm512_inserti32x4(r, load_four_words(p + 12 * stride, stride), 3);
+}
+
+/* Rows i, i + 4, i + 8 and i + 12. */
+static inline __m512i load_four_rows(const uint8_t *p, int64_t stride) {
+    __m512i r = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)p));
+    r = _mm512_inserti32x4(r, _mm_loadu_si128((const __m128i *)(p + 4 * stride)), 1);
+    r = _mm512_inserti32x4(r, _mm_loadu_si128((const __m128i *)(p + 8 * stride)), 2);
+    return _mm512_inserti32x4(r, _mm_loadu_si128((const __m128i *)(p + 12 * stride)), 3);
+}
+/* With four neighbouring rows in the same quarter of four registers, a 4 × 4 transpose of words within each quarter is
+ * all there is to do. */
+static inline void vi_load_rows(const uint8_t *p, int64_t stride, vi m[4]) {
+    __m512i a = load_four_rows(p, stride), b = load_four_rows(p + stride, stride);
+    __m512i c = load_four_rows(p + 2 * stride, stride), d = load_four_rows(p + 3 * stride, stride);
+    __m512i ab_low = _mm512_unpacklo_epi32(a, b), ab_high = _mm512_unpackhi_epi32(a, b);
+    __m512i cd_low = _mm512_unpacklo_epi32(c, d), cd_high = _mm512_unpackhi_epi32(c, d);
+    m[0] = _mm512_unpacklo_epi64(ab_low, cd_low);
+    m[1] = _mm512_unpackhi_epi64(ab_low, cd_low);
+    m[2] = _mm512_unpacklo_epi64(ab_high, cd_high);
+    m[3] = _mm512_unpackhi_epi64(ab_high, cd_high);
+}
+static inline vf vf_from_bits(vi a) { return _mm512_castsi512_ps(a); }
+static inline vf vf_from_low_halves(vi a) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(a)); }
 static inline vf vf_from_int(vi a) { return _mm512_cvtepi32_ps(a); }
 static inline vi vi_from_float(vf a) { return _mm512_cvtps_epi32(a); }
 static inline vf vf_power_of_two(vi exponent) {
@@ -56,36 +99,27 @@ static inline vf vf_power_of_two(vi exponent) {
 }
 static inline void vi_store_bytes(int8_t *p, vi a) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(a)); }
 
-static inline vi vi_dot4(vi acc, vi w, const int8_t *x, const int w_signed) {
+static inline vi vi_load_four(const int8_t *x) {
     int32_t four;
-    (void)w_signed;
     memcpy(&four, x, sizeof four);
-    return _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(four));
+    vi all = _mm512_set1_epi32(four);
+    __asm__("" : "+v"(all)); /* or clang makes it an operand of every product: a load each */
+    return all;
+}
+static inline vi vi_dot4(vi acc, vi w, vi x, const int w_signed) {
+    (void)w_signed;
+    return _mm512_dpbusd_epi32(acc, w, x);
 }
 
-/* Pairs of lanes, then quadruples, are exchanged within 128 bits; then 128-bit quarters across registers. */
-static inline void vi_transpose(vi m[LANES]) {
-    vi t[LANES];
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(m[i], m[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(m[i], m[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4) { /* m[i + j] now holds column j of rows i … i + 3 in each quarter */
-        m[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-        m[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-        m[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-        m[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-    for (int j = 0; j < 4; j++) {
-        vi even_low = _mm512_shuffle_i32x4(m[j], m[4 + j], 0x88), odd_low = _mm512_shuffle_i32x4(m[j], m[4 + j], 0xdd);
-        vi even_high = _mm512_shuffle_i32x4(m[8 + j], m[12 + j], 0x88);
-        vi odd_high = _mm512_shuffle_i32x4(m[8 + j], m[12 + j], 0xdd);
-        t[j] = _mm512_shuffle_i32x4(even_low, even_high, 0x88);
-        t[8 + j] = _mm512_shuffle_i32x4(even_low, even_high, 0xdd);
-        t[4 + j] = _mm512_shuffle_i32x4(odd_low, odd_high, 0x88);
-        t[12 + j] = _mm512_shuffle_i32x4(odd_low, odd_high, 0xdd);
-    }
-    for (int i = 0; i < 16; i++) m[i] = t[i];
+#define HAS_BF16 1
+/* acc + Σ of two products of bfloat16 per lane */
+static inline vf vf_dot2(vf acc, vi a, vi b) { return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b); }
+/* LANES floats, or as many bfloat16 in half of the space. */
+static inline void store_square(const int narrow, float *column, vf a) {
+    if (narrow)
+        _mm256_storeu_si256((__m256i *)column, (__m256i)_mm512_cvtneps_pbh(a));
+    else
+        _mm512_storeu_ps(column, a);
 }
 
 #endif

@@ -12,7 +12,8 @@
 #include "quant/float.h"
 
 #define LANES 8
-#define TILE_ROWS 4 /* activation rows that one pass over a weight panel serves */
+#define VECTORS 1   /* vectors side by side in a panel */
+#define TILE_ROWS 2 /* activation rows that one pass over a weight panel serves */
 #define UNROLL      /* these are loops already: unrolling them again only takes the compiler long */
 #define Q8_OFFSET 0 /* what is added to signed weights so that the dot product takes them */
 
@@ -59,7 +60,7 @@ static inline void vf_store_part(float *p, vf a, int n) { memcpy(p, &a, (size_t)
     }
 DEFINE_BINARY(vf_add, x + y)
 DEFINE_BINARY(vf_sub, x - y)
-DEFINE_BINARY(vf_mul, x * y)
+DEFINE_BINARY(vf_mul, x *y)
 DEFINE_BINARY(vf_div, x / y)
 DEFINE_BINARY(vf_max, x > y ? x : y)
 DEFINE_BINARY(vf_min, x < y ? x : y)
@@ -114,6 +115,68 @@ static inline vi vi_load(const void *p) {
     return r;
 }
 static inline void vi_store(void *p, vi a) { memcpy(p, &a, sizeof a); }
+#define DEFINE_BINARY(name, expression)                                                                                \
+    static inline vi name(vi a, vi b) {                                                                                \
+        vi r;                                                                                                          \
+        EACH_LANE {                                                                                                    \
+            uint32_t x = (uint32_t)OF(a), y = (uint32_t)OF(b);                                                         \
+            OF(r) = (int32_t)(expression);                                                                             \
+        }                                                                                                              \
+        return r;                                                                                                      \
+    }
+DEFINE_BINARY(vi_and, x &y)
+DEFINE_BINARY(vi_or, x | y)
+DEFINE_BINARY(vi_xor, x ^ y)
+DEFINE_BINARY(vi_multiply, x *y)
+#undef DEFINE_BINARY
+
+static inline vi vi_shift_left(vi a, const int n) {
+    vi r;
+    EACH_LANE OF(r) = (int32_t)((uint32_t)OF(a) << n);
+    return r;
+}
+static inline vi vi_shift_right(vi a, const int n) { /* zeros come in */
+    vi r;
+    EACH_LANE OF(r) = (int32_t)((uint32_t)OF(a) >> n);
+    return r;
+}
+static inline vi vi_shift_right_signed(vi a, const int n) {
+    vi r;
+    EACH_LANE OF(r) = OF(a) >> n;
+    return r;
+}
+/* Each byte, 0 … 15, replaced by that entry of `table`. */
+static inline vi vi_look_up(const uint8_t table[16], vi a) {
+    vi r;
+    EACH_LANE {
+        uint8_t b[4];
+        memcpy(b, &OF(a), sizeof b);
+        for (int i = 0; i < 4; i++) b[i] = table[b[i] & 15];
+        memcpy(&OF(r), b, sizeof b);
+    }
+    return r;
+}
+/* The 32-bit words at p, p + stride, … */
+static inline vi vi_load_words(const uint8_t *p, int64_t stride) {
+    vi r;
+    EACH_LANE memcpy(&OF(r), p + lane_ * stride, sizeof OF(r));
+    return r;
+}
+/* Sixteen bytes at each of p, p + stride, …: word j of each in m[j]. */
+static inline void vi_load_rows(const uint8_t *p, int64_t stride, vi m[4]) {
+    for (int j = 0; j < 4; j++) m[j] = vi_load_words(p + 4 * j, stride);
+}
+static inline vf vf_from_bits(vi a) {
+    vf r;
+    memcpy(&r, &a, sizeof r);
+    return r;
+}
+/* The binary16 number in the lower half of each lane. */
+static inline vf vf_from_low_halves(vi a) {
+    vf r;
+    EACH_LANE OF(r) = dg_f16_to_f32((uint16_t)OF(a));
+    return r;
+}
 static inline vf vf_from_int(vi a) {
     vf r;
     EACH_LANE OF(r) = (float)OF(a);
@@ -132,28 +195,38 @@ static inline vf vf_power_of_two(vi exponent) { /* 2^exponent, −126 … 127 */
 /* The low byte of each lane. */
 static inline void vi_store_bytes(int8_t *p, vi a) { EACH_LANE p[lane_] = (int8_t)OF(a); }
 
-/* acc + Σ of four products of bytes per lane; `x` holds four signed bytes, the same for all lanes. The bytes of w are
- * signed with w_signed, and otherwise at most 127. */
-static inline vi vi_dot4(vi acc, vi w, const int8_t *x, const int w_signed) {
+/* The same four bytes in all lanes. */
+static inline vi vi_load_four(const int8_t *x) {
+    int32_t four;
+    memcpy(&four, x, sizeof four);
+    return vi_set(four);
+}
+/* acc + Σ of four products of bytes per lane; those of x are signed, those of w with w_signed, and otherwise at most
+ * 127, or 255 where Q8_OFFSET is 128. */
+static inline vi vi_dot4(vi acc, vi w, vi x, const int w_signed) {
     (void)w_signed;
     EACH_LANE {
-        int8_t b[4];
-        memcpy(b, &OF(w), sizeof b);
-        OF(acc) += b[0] * x[0] + b[1] * x[1] + b[2] * x[2] + b[3] * x[3];
+        int8_t a[4], b[4];
+        memcpy(a, &OF(w), sizeof a);
+        memcpy(b, &OF(x), sizeof b);
+        OF(acc) += a[0] * b[0] + a[1] * b[1] + a[2] * b[2] + a[3] * b[3];
     }
     return acc;
 }
 
-static inline void vi_transpose(vi m[LANES]) {
-    for (int i = 0; i < LANES; i++)
-        for (int j = 0; j < i; j++) {
-            int32_t t = m[i].lane[j];
-            m[i].lane[j] = m[j].lane[i];
-            m[j].lane[i] = t;
-        }
-}
-
 #undef EACH_LANE
 #undef OF
+
+/* Without dot products of bfloat16 nothing is ever narrow. */
+#define HAS_BF16 0
+static inline vf vf_dot2(vf acc, vi a, vi b) {
+    (void)a;
+    (void)b;
+    return acc;
+}
+static inline void store_square(const int narrow, float *column, vf a) {
+    (void)narrow;
+    vf_store(column, a);
+}
 
 #endif

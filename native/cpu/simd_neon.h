@@ -1,0 +1,120 @@
+/* Vectors of 4 lanes: NEON, with dot products of bytes where the file is compiled for them. The functions are explained
+ * in simd_scalar.h. */
+#ifndef DG_CPU_SIMD_NEON_H
+#define DG_CPU_SIMD_NEON_H
+
+#include <arm_neon.h>
+#include <stdint.h>
+#include <string.h>
+
+#define LANES 4
+#define VECTORS 2
+#define TILE_ROWS 6
+#define Q8_OFFSET 0
+
+typedef float32x4_t vf;
+typedef int32x4_t vi;
+
+/* The compiler must not assume that it knows the value. */
+#define KEEP_IN_REGISTERS(v) __asm__ volatile("" : "+w"(v))
+
+static inline vf vf_set(float x) { return vdupq_n_f32(x); }
+static inline vf vf_load(const float *p) { return vld1q_f32(p); }
+static inline void vf_store(float *p, vf a) { vst1q_f32(p, a); }
+static inline vf vf_load_part(const float *p, int n) {
+    float copy[LANES] = {0};
+    memcpy(copy, p, (size_t)n * sizeof *p);
+    return vld1q_f32(copy);
+}
+static inline void vf_store_part(float *p, vf a, int n) {
+    float copy[LANES];
+    vst1q_f32(copy, a);
+    memcpy(p, copy, (size_t)n * sizeof *p);
+}
+static inline vf vf_add(vf a, vf b) { return vaddq_f32(a, b); }
+static inline vf vf_sub(vf a, vf b) { return vsubq_f32(a, b); }
+static inline vf vf_mul(vf a, vf b) { return vmulq_f32(a, b); }
+static inline vf vf_div(vf a, vf b) { return vdivq_f32(a, b); }
+static inline vf vf_max(vf a, vf b) { return vmaxq_f32(a, b); }
+static inline vf vf_min(vf a, vf b) { return vminq_f32(a, b); }
+static inline vf vf_fma(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
+static inline vf vf_abs(vf a) { return vabsq_f32(a); }
+static inline vf vf_where_less(vf a, vf b, vf x, vf y) { return vbslq_f32(vcltq_f32(a, b), x, y); }
+static inline float vf_sum(vf a) { return vaddvq_f32(a); }
+static inline float vf_largest(vf a) { return vmaxvq_f32(a); }
+static inline vf vf_load_f16(const uint16_t *p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
+static inline vf vf_load_bf16(const uint16_t *p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)); }
+static inline void vf_store_f16(uint16_t *p, vf a) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(a))); }
+
+static inline vi vi_set(int32_t x) { return vdupq_n_s32(x); }
+static inline vi vi_load(const void *p) { return vreinterpretq_s32_u8(vld1q_u8(p)); }
+static inline void vi_store(void *p, vi a) { vst1q_u8(p, vreinterpretq_u8_s32(a)); }
+static inline vi vi_and(vi a, vi b) { return vandq_s32(a, b); }
+static inline vi vi_or(vi a, vi b) { return vorrq_s32(a, b); }
+static inline vi vi_xor(vi a, vi b) { return veorq_s32(a, b); }
+static inline vi vi_multiply(vi a, vi b) { return vmulq_s32(a, b); }
+static inline vi vi_shift_left(vi a, const int n) { return vshlq_s32(a, vdupq_n_s32(n)); }
+static inline vi vi_shift_right(vi a, const int n) {
+    return vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(a), vdupq_n_s32(-n)));
+}
+static inline vi vi_shift_right_signed(vi a, const int n) { return vshlq_s32(a, vdupq_n_s32(-n)); }
+static inline vi vi_look_up(const uint8_t table[16], vi a) {
+    return vreinterpretq_s32_u8(vqtbl1q_u8(vld1q_u8(table), vreinterpretq_u8_s32(a)));
+}
+static inline vi vi_load_words(const uint8_t *p, int64_t stride) {
+    int32_t w[LANES];
+    for (int i = 0; i < LANES; i++) memcpy(&w[i], p + i * stride, sizeof w[i]);
+    return vld1q_s32(w);
+}
+static inline void vi_load_rows(const uint8_t *p, int64_t stride, vi m[4]) {
+    vi a = vi_load(p), b = vi_load(p + stride), c = vi_load(p + 2 * stride), d = vi_load(p + 3 * stride);
+    int64x2_t ab_even = vreinterpretq_s64_s32(vtrn1q_s32(a, b)), ab_odd = vreinterpretq_s64_s32(vtrn2q_s32(a, b));
+    int64x2_t cd_even = vreinterpretq_s64_s32(vtrn1q_s32(c, d)), cd_odd = vreinterpretq_s64_s32(vtrn2q_s32(c, d));
+    m[0] = vreinterpretq_s32_s64(vtrn1q_s64(ab_even, cd_even));
+    m[1] = vreinterpretq_s32_s64(vtrn1q_s64(ab_odd, cd_odd));
+    m[2] = vreinterpretq_s32_s64(vtrn2q_s64(ab_even, cd_even));
+    m[3] = vreinterpretq_s32_s64(vtrn2q_s64(ab_odd, cd_odd));
+}
+static inline vf vf_from_bits(vi a) { return vreinterpretq_f32_s32(a); }
+static inline vf vf_from_low_halves(vi a) {
+    return vcvt_f32_f16(vreinterpret_f16_u16(vmovn_u32(vreinterpretq_u32_s32(a))));
+}
+static inline vf vf_from_int(vi a) { return vcvtq_f32_s32(a); }
+static inline vi vi_from_float(vf a) { return vcvtnq_s32_f32(a); }
+static inline vf vf_power_of_two(vi exponent) {
+    return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(exponent, vdupq_n_s32(127)), 23));
+}
+static inline void vi_store_bytes(int8_t *p, vi a) {
+    int8x8_t bytes = vmovn_s16(vcombine_s16(vmovn_s32(a), vdup_n_s16(0)));
+    vst1_lane_s32((int32_t *)(void *)p, vreinterpret_s32_s8(bytes), 0);
+}
+
+static inline vi vi_load_four(const int8_t *x) {
+    int32_t four;
+    memcpy(&four, x, sizeof four);
+    return vdupq_n_s32(four);
+}
+static inline vi vi_dot4(vi acc, vi w, vi x, const int w_signed) {
+    (void)w_signed; /* unsigned codes are below 128 */
+    int8x16_t codes = vreinterpretq_s8_s32(w), all = vreinterpretq_s8_s32(x);
+#if defined(__ARM_FEATURE_DOTPROD)
+    return vdotq_s32(acc, codes, all);
+#else
+    int16x8_t low = vmull_s8(vget_low_s8(codes), vget_low_s8(all)), high = vmull_high_s8(codes, all);
+    return vaddq_s32(acc, vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)));
+#endif
+}
+
+/* Without dot products of bfloat16 nothing is ever narrow. */
+#define HAS_BF16 0
+static inline vf vf_dot2(vf acc, vi a, vi b) {
+    (void)a;
+    (void)b;
+    return acc;
+}
+static inline void store_square(const int narrow, float *column, vf a) {
+    (void)narrow;
+    vf_store(column, a);
+}
+
+#endif

@@ -1,0 +1,205 @@
+/* What the parts of the CUDA backend tell each other. All pointers are to device memory unless named host_…, and all
+ * functions only enqueue work; a failed launch is found by the backend's cudaGetLastError. */
+#ifndef DG_CUDA_DEVICE_CUH
+#define DG_CUDA_DEVICE_CUH
+
+#include <atomic> /* before model.h, which is C inside of the block below */
+
+extern "C" {
+#include "backend.h"
+#include "error.h"
+}
+
+#include "formats.cuh"
+#include "pack.cuh"
+
+/* Where work goes. */
+struct Queue {
+    cudaStream_t stream;
+    int n_multiprocessors;
+};
+
+static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/* ---- matmul.cu ------------------------------------------------------------------------------------------------ */
+
+/* The result of one or more products side by side, as sums over splits of the columns. Whoever reads it adds them up. */
+struct Partials {
+    float *values; /* (n_splits, n, n_columns) */
+    int64_t capacity; /* floats behind `values` */
+    int n_splits;
+    int n;
+    int n_columns;
+};
+
+static __device__ __forceinline__ float partial_sum(const Partials &p, int row, int column) {
+    const float *value = p.values + (int64_t)row * p.n_columns + column;
+    float sum = *value;
+    for (int s = 1; s < p.n_splits; s++) sum += value[(int64_t)s * p.n * p.n_columns];
+    return sum;
+}
+
+/* out = x (n, n_cols) · weightsᵀ, for up to three weights whose results stand side by side. `x` must hold the kind of
+ * activations of each weight. `out->values` and `out->capacity` are given, the rest is set. */
+void matmul(const Queue &queue, const dg_weight *const *weights, int n_weights, const Activations &x, int n,
+            Partials *out);
+
+/* Floats that `out` needs for n rows of n_columns results. */
+int64_t partials_capacity(const Queue &queue, int64_t n, int64_t n_columns);
+
+/* ---- rows.cu: operations on rows, one block each -------------------------------------------------------------- */
+
+/* One way of preparing rows for products. */
+struct PrepareTarget {
+    const float *weight; /* (n_cols) of the norm, or NULL */
+    float gain;          /* further factor of all */
+    bool integer, floats; /* which activations to write */
+    Activations x;
+};
+
+/* Writes rms(x) · weight · gain, or just x · gain where `norm` is false, as activations; x (n, n_cols). */
+void prepare_rows(const Queue &queue, const float *x, int n, int n_cols, bool norm, float eps,
+                  const PrepareTarget *targets, int n_targets);
+
+/* Writes gelu_tanh(gate) · up as activations; `gate_up` (n, 2·n_ff). */
+void prepare_gated(const Queue &queue, const Partials &gate_up, int n_ff, bool integer, const Activations &x);
+
+struct QkvTarget {
+    const dg_layer *layer;
+    const float *frequencies; /* (n_rot / 2) */
+    int n_heads;
+    int position;
+    float eps;
+    float *q; /* (n, n_heads, head_dim), or NULL */
+    dg_kv kv;
+    int type_k, type_v;
+};
+
+/* Norms and rotates the projections (q unless NULL, k, and v where the layer has one, side by side). */
+void finish_qkv(const Queue &queue, const Partials &projections, const QkvTarget &target);
+
+/* out (n, n_columns) = the sum over splits. */
+void sum_partials(const Queue &queue, const Partials &p, float *out);
+
+/* x (n, n_embd) += rms(p, weight) */
+void add_normed(const Queue &queue, const Partials &p, const float *weight, float eps, float *x);
+
+/* x = rms(x + d), unweighted; d may be NULL. */
+void add_then_norm(const Queue &queue, float *x, const float *d, int n, int n_embd, float eps);
+
+void combine(const Queue &queue, const dg_layer *layer, float *x, const float *d, const float *e, int n, int n_embd,
+             float eps, float scalar);
+
+/* x (n, n_embd) = embedding[ids] · √n_embd */
+void embed_rows(const Queue &queue, const dg_weight *embedding, const int32_t *ids, int n, float *x);
+
+/* ---- attention.cu --------------------------------------------------------------------------------------------- */
+
+struct AttentionTask {
+    const dg_layer *layer;
+    int n_heads;
+    int n;
+    int position;
+    bool causal;
+    int window; /* of a sliding layer; 0: everything before */
+    const dg_kv_span *spans;
+    int n_spans;
+    int type_k, type_v;
+    const float *q; /* (n, n_heads, head_dim) */
+    float *out;     /* likewise */
+    float *scratch; /* of partial results */
+    int64_t scratch_floats;
+};
+
+void attend(const Queue &queue, const AttentionTask &task);
+int64_t attention_scratch_floats(int n, int n_heads, int head_dim);
+
+/* ---- moe.cu --------------------------------------------------------------------------------------------------- */
+
+struct MoeScratch {
+    int32_t *ids;         /* (n, n_used) the chosen experts of each token */
+    float *shares;        /* (n, n_used) */
+    int32_t *slots;       /* (n, n_used) where in the sorted order a choice stands */
+    int32_t *slot_tokens; /* (n · n_used) whose choice stands there */
+    int32_t *work;        /* (max_tiles, 3): expert, first slot, number of slots; then the number of entries */
+    Activations hidden;   /* (n · n_used, n_ff) */
+    float *out;           /* (n · n_used, n_embd) */
+};
+
+struct MoeTask {
+    const dg_model *model;
+    const dg_moe *moe;
+    Activations x; /* (n, n_embd), normed for the experts */
+    Partials router_logits; /* (n, n_experts) */
+    int n;
+    MoeScratch scratch;
+    float *out; /* (n, n_embd) */
+};
+
+/* Most entries of the work list. */
+int64_t moe_work_entries(const dg_model *model, int64_t n);
+void mix_experts(const Queue &queue, const MoeTask &task);
+
+/* ---- head.cu -------------------------------------------------------------------------------------------------- */
+
+constexpr int kMaxLooks = 32;           /* vocabulary tiles that a narrow distribution may lie in */
+constexpr int kVocabularyTile = 64;     /* tokens */
+constexpr int kVocabularyChunk = 16384; /* tokens that the dense soft embedding takes at a time */
+constexpr int kSoftSplits = 3;
+constexpr int kSoftTokens = 128; /* of a block of the dense soft embedding */
+
+/* Of one token's distribution softmax(z). */
+struct HeadRow {
+    float maximum;    /* of z */
+    float normaliser; /* Σ exp(z − maximum) */
+    int32_t tile;     /* the vocabulary tile of the draw */
+    float remainder;  /* what of the draw's running sum, in units of the normaliser, falls into that tile */
+    int32_t n_looks;  /* tiles that the soft embedding looks into; −1: all, densely */
+    int32_t looks[kMaxLooks];
+};
+
+struct HeadScratch {
+    float4 *statistics;   /* (n, n_tiles): of each vocabulary tile; see head.cu */
+    HeadRow *rows;        /* (n) */
+    float *look_weights;  /* (n, kMaxLooks, kVocabularyTile) probabilities */
+    int32_t *any_dense;   /* (n / kSoftTokens) whether a token of the block needs the dense form */
+    float *uniforms;      /* (n) */
+    int32_t *argmax;      /* (n) */
+    int32_t *candidates;  /* (n) */
+    float *entropies;     /* (n) */
+    uint16_t *chunk;      /* (n, kVocabularyChunk) float16; see soften.cu */
+    float *soft_sums;     /* (kSoftSplits, n, n_embd) */
+};
+
+struct HeadTask {
+    const dg_model *model;
+    Activations x; /* (n, n_embd), normed */
+    int n;
+    float temperature;
+    float bound; /* probability mass that the soft embedding may drop */
+    HeadScratch scratch;
+    float *soft; /* (n, n_embd), or NULL */
+};
+
+/* Fills scratch.argmax, candidates and entropies, and task.soft. */
+void sample_head(const Queue &queue, const HeadTask &task);
+
+/* Soft-capped logits of the vocabulary from `first` on as float32: scratch.chunk (n, kLogitsChunk). */
+constexpr int kLogitsChunk = kVocabularyChunk / 2;
+void chunk_logits(const Queue &queue, const HeadTask &task, int64_t first, int count);
+
+/* ---- soften.cu ------------------------------------------------------------------------------------------------ */
+
+/* The dense soft embedding of the tokens that head.cu has marked with n_looks = −1. */
+void soften_dense(const Queue &queue, const HeadTask &task);
+
+/* The same of given z, chunk by chunk: begin; the statistics of all chunks; then the sums of all chunks; end. A chunk of
+ * `count` ≤ kGivenChunk columns is put at given_chunk(task) as (n, kGivenChunk) before each call. */
+constexpr int kGivenChunk = kVocabularyChunk / 4;
+float *given_chunk(const HeadTask &task);
+void soften_begin(const Queue &queue, const HeadTask &task);
+void soften_statistics(const Queue &queue, const HeadTask &task, int count);
+void soften_add(const Queue &queue, const HeadTask &task, int64_t first, int count);
+void soften_end(const Queue &queue, const HeadTask &task);
+
+#endif
