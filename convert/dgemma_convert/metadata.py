@@ -1,0 +1,177 @@
+"""All keys of the new file."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from gguf import GGUFValueType, GGUFWriter, LlamaFileType, Metadata, size_label
+from gguf.gguf_writer import GGUFValue
+
+from .config import ModelConfig
+from .errors import ConvertError
+from .importance import Importance
+from .safetensors_file import read_json
+from .tokenizer import Vocabulary, read_vocabulary
+
+ARCHITECTURE = "diffusion-gemma"
+QUANTIZATION_VERSION = 2  # of GGUF's block formats
+
+Keys = dict[str, GGUFValue]
+
+
+def checkpoint_keys(
+    folder: Path, config: ModelConfig, file_type: LlamaFileType, counts: ParameterCounts, name: str
+) -> Keys:
+    """The keys for a checkpoint folder, with its generation defaults and model card if there."""
+    generation = _generation_config(folder)
+    sampling = _sampling(folder, generation)
+    vocabulary = read_vocabulary(folder, config, generation)
+    return model_keys(folder, config, file_type, counts, name, sampling, vocabulary)
+
+
+def model_keys(
+    folder: Path | None,
+    config: ModelConfig,
+    file_type: LlamaFileType,
+    counts: ParameterCounts,
+    name: str,
+    sampling: dict[str, int | float],
+    vocabulary: Vocabulary,
+) -> Keys:
+    """All keys. `folder` holds a model card, if any; `sampling` are the `diffusion.eb_*` values."""
+    # The writer only collects: it is never given a file.
+    keys = GGUFWriter(None, ARCHITECTURE)
+    _add_general(keys, folder, file_type, counts, name)
+    _add_model(keys, config)
+    keys.add_uint32("diffusion.canvas_length", config.canvas_length)
+    for key, value in sampling.items():
+        if isinstance(value, int):
+            keys.add_uint32(f"diffusion.{key}", value)
+        else:
+            keys.add_float32(f"diffusion.{key}", value)
+    vocabulary.add_to(keys)
+    return keys.kv_data[0]
+
+
+def imatrix_keys(importance: Importance) -> Keys:
+    """What a file says of the importance matrix it was made with; llama.cpp's names."""
+    return {
+        "quantize.imatrix.file": GGUFValue(importance.path.name, GGUFValueType.STRING),
+        "quantize.imatrix.entries_count": GGUFValue(len(importance), GGUFValueType.UINT32),
+    }
+
+
+class ParameterCounts:
+    """Numbers of weights, for the size label ("128x2.6B")."""
+
+    def __init__(self, n_experts: int, shapes: Iterable[tuple[str, tuple[int, ...]]]) -> None:
+        self.n_experts = n_experts
+        self.total = self.in_experts = 0
+        for name, shape in shapes:
+            n = math.prod(shape)
+            self.total += n
+            if "_exps.weight" in name:
+                self.in_experts += n
+
+    @property
+    def size_label(self) -> str:
+        """Experts, times the size of a model that had only one."""
+        label: str = size_label(
+            self.total,
+            self.total - self.in_experts,
+            self.in_experts // self.n_experts,
+            self.n_experts,
+        )
+        return label
+
+
+def _add_general(
+    keys: GGUFWriter,
+    folder: Path | None,
+    file_type: LlamaFileType,
+    counts: ParameterCounts,
+    name: str,
+) -> None:
+    """`general.*`: what the model is, and what its card says of licence and origin."""
+    keys.add_type("model")
+    # The package logs what it guesses from names; that is not this program's output.
+    logging.getLogger("metadata").setLevel(logging.ERROR)
+    try:
+        metadata = Metadata.load(None, folder, name, counts.total)
+    except Exception as error:  # whatever its parsing of a foreign YAML text ends in
+        reason = " ".join(str(error).split())[:200]
+        raise ConvertError(f"{folder}: the model card cannot be read: {reason}") from error
+    metadata.name = name
+    metadata.size_label = counts.size_label
+    # Temperatures and top-k of the generation defaults mean something else on a canvas, or nothing.
+    for field in vars(metadata):
+        if field.startswith("sampling_"):
+            setattr(metadata, field, None)
+    metadata.set_gguf_meta_model(keys)
+    keys.add_file_type(file_type)
+    keys.add_quantization_version(QUANTIZATION_VERSION)
+
+
+def _add_model(keys: GGUFWriter, config: ModelConfig) -> None:
+    """`diffusion-gemma.*`: sizes and constants of the network."""
+    keys.add_block_count(len(config.layers))
+    keys.add_context_length(config.context_length)
+    keys.add_embedding_length(config.hidden)
+    keys.add_feed_forward_length(config.feed_forward)
+    keys.add_head_count(config.n_heads)
+    keys.add_head_count_kv([layer.n_kv_heads for layer in config.layers])
+    keys.add_key_length(config.full_head_dim)
+    keys.add_value_length(config.full_head_dim)
+    keys.add_key_length_swa(config.sliding_head_dim)
+    keys.add_value_length_swa(config.sliding_head_dim)
+    keys.add_sliding_window(config.sliding_window)
+    keys.add_sliding_window_pattern([layer.sliding for layer in config.layers])
+    keys.add_layer_norm_rms_eps(config.rms_eps)
+    keys.add_causal_attention(False)
+    keys.add_shared_kv_layers(0)
+    keys.add_embedding_length_per_layer_input(0)
+    keys.add_rope_freq_base(config.full_rope.theta)
+    keys.add_rope_freq_base_swa(config.sliding_rope.theta)
+    keys.add_rope_dimension_count(config.full_head_dim)
+    keys.add_rope_dimension_count_swa(config.sliding_head_dim)
+    keys.add_expert_count(config.experts)
+    keys.add_expert_used_count(config.experts_used)
+    keys.add_expert_feed_forward_length(config.expert_feed_forward)
+    keys.add_final_logit_softcapping(config.softcap)
+
+
+def _sampling(folder: Path, generation: dict[str, Any]) -> dict[str, int | float]:
+    """Defaults of the entropy-bound sampler, as far as generation_config.json has them."""
+    sampler = generation.get("sampler_config") or {}
+    if not isinstance(sampler, dict):
+        raise ConvertError(f"{folder}/generation_config.json: sampler_config must be an object")
+    found: dict[str, int | float] = {}
+    for key, kinds, low, value in (
+        ("eb_max_steps", (int,), 1, generation.get("max_denoising_steps")),
+        ("eb_t_min", (int, float), 1e-6, generation.get("t_min")),
+        ("eb_t_max", (int, float), 1e-6, generation.get("t_max")),
+        ("eb_entropy_bound", (int, float), 1e-12, sampler.get("entropy_bound")),
+        ("eb_stability_threshold", (int,), 0, generation.get("stability_threshold")),
+        ("eb_confidence_threshold", (int, float), 1e-12, generation.get("confidence_threshold")),
+    ):
+        if value is None:
+            continue
+        if type(value) not in kinds or not low <= value <= 10**5:
+            raise ConvertError(
+                f"{folder}/generation_config.json: {key.removeprefix('eb_')} is {value!r}; "
+                f"expected {'an integer' if kinds == (int,) else 'a number'} from {low:g} to 100000"
+            )
+        found[key] = value if kinds == (int,) else float(value)
+    return found
+
+
+def _generation_config(folder: Path) -> dict[str, Any]:
+    path = folder / "generation_config.json"
+    generation = read_json(path) if path.is_file() else {}
+    if not isinstance(generation, dict):
+        raise ConvertError(f"{path}: must be a JSON object")
+    return generation

@@ -1,0 +1,154 @@
+"""From one GGUF file to another: the same model in other types."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from gguf import GGUFValueType
+from gguf.gguf_writer import GGUFValue
+from numpy.typing import NDArray
+
+from dgemma import _native
+from dgemma.errors import Error as EngineError
+from dgemma.values import Tensor
+
+from . import encode
+from .conversion import Report, file_type, tensor_reports, write
+from .errors import ConvertError, from_os_error
+from .importance import Importance
+from .metadata import ARCHITECTURE, QUANTIZATION_VERSION, Keys, imatrix_keys
+from .policy import Policy, Type, make_policy, row_bytes
+from .sources import Bytes, matrices, n_elements
+from .tensors import MappedTensor, kind_of
+from .writer import shard_paths, split
+
+EXACT_TYPES = (Type.F32, Type.F16, Type.BF16)
+
+
+@dataclass(frozen=True)
+class GGUFSource:
+    """A tensor of an open file."""
+
+    tensor: Tensor
+    multipliers: NDArray[np.float32] | None
+
+    @property
+    def name(self) -> str:
+        """As in the file."""
+        return self.tensor.name
+
+    @property
+    def type(self) -> Type:
+        """As in the file."""
+        return Type(self.tensor.type.id)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows first."""
+        return self.tensor.shape
+
+    def read(self, matrix: int, first: int, n: int) -> Bytes:
+        """Rows [first, first + n) of one matrix, in the mapped file."""
+        _, n_rows, n_cols = matrices(self.shape)
+        stride = row_bytes(self.type, n_cols)
+        begin = (matrix * n_rows + first) * stride
+        return self.tensor.data[begin : begin + n * stride]
+
+
+def quantize(
+    src: Path,
+    outfile: Path,
+    outtype: str,
+    *,
+    allow_requantize: bool = False,
+    token_embedding_type: str | None = None,
+    tensor_types: Sequence[str] = (),
+    imatrix: Path | None = None,
+    threads: int = 0,
+    split_max_size: int = 0,
+    force: bool = False,
+    dry_run: bool = False,
+    progress: bool = True,
+) -> Report:
+    """Writes the model of the GGUF file `src` (or its shards) to `outfile`, its tensors re-encoded.
+
+    Options as in `convert`. Raises ConvertError; also where a tensor that is quantised already
+    would be quantised again, which adds up two errors, without `allow_requantize`.
+    """
+    begin = time.perf_counter()
+    policy = make_policy(outtype, tensor_types, token_embedding_type)
+    importance = None if imatrix is None else Importance(imatrix)
+    try:
+        with _native.File(src) as file:
+            if file.keys.get("general.architecture") != ARCHITECTURE:
+                raise ConvertError(f"{src}: not a DiffusionGemma model ({ARCHITECTURE})")
+            steps = encode.plan(_mapped(file), policy, importance)
+            encode.check_types(steps)
+            if not allow_requantize:
+                _refuse_requantizing(steps)
+            keys = _keys(file, policy, steps)
+            if importance is not None:
+                keys.update(imatrix_keys(importance))
+            infos = [info for step in steps for info in step.infos]
+            paths = shard_paths(outfile, len(split(infos, split_max_size)))
+            if not dry_run:
+                write(steps, keys, outfile, force, split_max_size, threads, progress, lambda: None)
+    except EngineError as error:
+        raise ConvertError(str(error)) from error
+    except OSError as error:
+        raise from_os_error(error, "quantising") from error
+    return Report(
+        files=[str(path) for path in paths],
+        outtype=outtype,
+        tensors=tensor_reports(steps),
+        n_parameters=sum(n_elements(step.tensor.shape) for step in steps),
+        seconds=time.perf_counter() - begin,
+        dry_run=dry_run,
+    )
+
+
+def _mapped(file: _native.File) -> list[MappedTensor]:
+    """All tensors; those that are multipliers of another are attached to it."""
+    tensors = {tensor.name: tensor for tensor in file.tensors}
+    mapped = []
+    for tensor in list(tensors.values()):
+        multipliers = None
+        # The down projections' multiplier is part of the router's scale, which stays as it is.
+        if tensor.name.endswith(".weight") and not tensor.name.endswith("ffn_down_exps.weight"):
+            scale = tensors.get(tensor.name.removesuffix("weight") + "scale")
+            if tensor.type.id == Type.NVFP4 and scale is not None:
+                multipliers = np.frombuffer(scale.data, np.float32)
+                del tensors[scale.name]
+        mapped.append(
+            MappedTensor(tensor.name, kind_of(tensor.name), GGUFSource(tensor, multipliers))
+        )
+    return [tensor for tensor in mapped if tensor.name in tensors]
+
+
+def _refuse_requantizing(steps: Sequence[encode.Step]) -> None:
+    for step in steps:
+        source, target = step.source.type, step.tensor.type
+        if source not in EXACT_TYPES and source is not target:
+            raise ConvertError(
+                f"tensor {step.source.name} is {source.name.lower()} already; make "
+                f"{target.name.lower()} from a file of f32, f16 or bf16, or accept the loss with "
+                "--allow-requantize"
+            )
+
+
+def _keys(file: _native.File, policy: Policy, steps: Sequence[encode.Step]) -> Keys:
+    """The file's keys with their types, but for those that describe the file, not the model."""
+    keys: Keys = {}
+    for name, value in file.keys.items():
+        if name.startswith("split.") or name == "general.alignment" or value == []:
+            continue
+        value_type, element_type = map(GGUFValueType, file.keys.type_of(name))
+        array = value_type is GGUFValueType.ARRAY
+        keys[name] = GGUFValue(value, value_type, element_type if array else None)
+    keys["general.file_type"] = GGUFValue(int(file_type(policy, steps)), GGUFValueType.UINT32)
+    keys["general.quantization_version"] = GGUFValue(QUANTIZATION_VERSION, GGUFValueType.UINT32)
+    return keys

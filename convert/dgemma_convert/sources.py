@@ -1,0 +1,190 @@
+"""Tensors as the converter sees them: a stack of matrices that can be read row by row.
+
+A vector is one matrix of one row. The experts of a layer are a stack; everything else is a single
+matrix. Whatever form a checkpoint has (sharded, fused, quantised), it is brought to this one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import ConvertError
+from .policy import Type, row_bytes
+from .safetensors_file import StoredTensor
+
+Bytes = NDArray[np.uint8]
+
+DTYPES = {"F32": Type.F32, "F16": Type.F16, "BF16": Type.BF16}
+
+
+class Source(Protocol):
+    """Where a tensor's values come from."""
+
+    @property
+    def name(self) -> str:
+        """What to call it in messages."""
+
+    @property
+    def type(self) -> Type:
+        """The encoding of the bytes that `read` returns."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows first."""
+
+    @property
+    def multipliers(self) -> NDArray[np.float32] | None:
+        """A factor for each matrix, (n_matrices), which `read` does not apply; or None: all 1."""
+
+    def read(self, matrix: int, first: int, n: int) -> Bytes:
+        """Rows [first, first + n) of one matrix."""
+
+
+def matrices(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """(n_matrices, n_rows, n_cols) of a shape with up to three dimensions."""
+    return (1,) * (3 - len(shape)) + shape  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class PlainSource:
+    """A float tensor of a checkpoint."""
+
+    stored: StoredTensor
+    multipliers: None = None
+
+    @property
+    def name(self) -> str:
+        """As in the checkpoint."""
+        return self.stored.name
+
+    @property
+    def type(self) -> Type:
+        """The stored type; ConvertError where it is not a float type."""
+        if self.stored.dtype not in DTYPES:
+            raise ConvertError(
+                f"tensor {self.name} has the data type {self.stored.dtype}; expected one of "
+                f"{' '.join(DTYPES)}, or scales beside it that say how it is quantised"
+            )
+        return DTYPES[self.stored.dtype]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows first."""
+        return self.stored.shape
+
+    def read(self, matrix: int, first: int, n: int) -> Bytes:
+        """Rows [first, first + n) of one matrix."""
+        _, n_rows, n_cols = matrices(self.shape)
+        stride = row_bytes(self.type, n_cols)
+        return self.stored.read((matrix * n_rows + first) * stride, n * stride)
+
+
+@dataclass(frozen=True)
+class RowSlice:
+    """Rows [first_row, first_row + n_rows) of each matrix of `source`."""
+
+    source: Source
+    first_row: int
+    n_rows: int
+
+    @property
+    def name(self) -> str:
+        """That of the whole."""
+        return self.source.name
+
+    @property
+    def type(self) -> Type:
+        """That of the whole."""
+        return self.source.type
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows first."""
+        *outer, _, n_cols = self.source.shape
+        return (*outer, self.n_rows, n_cols)
+
+    @property
+    def multipliers(self) -> NDArray[np.float32] | None:
+        """Those of the whole."""
+        return self.source.multipliers
+
+    def read(self, matrix: int, first: int, n: int) -> Bytes:
+        """Rows [first, first + n) of one matrix."""
+        return self.source.read(matrix, self.first_row + first, n)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Single matrices of one shape and type, one behind the other."""
+
+    name: str
+    parts: tuple[Source, ...]
+
+    @property
+    def type(self) -> Type:
+        """That of all parts."""
+        return self.parts[0].type
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n_parts, n_rows, n_cols)."""
+        return (len(self.parts), *self.parts[0].shape)
+
+    @property
+    def multipliers(self) -> NDArray[np.float32] | None:
+        """Those of the parts."""
+        if self.parts[0].multipliers is None:
+            return None
+        return np.concatenate(
+            [part.multipliers for part in self.parts if part.multipliers is not None]
+        )
+
+    def read(self, matrix: int, first: int, n: int) -> Bytes:
+        """Rows [first, first + n) of one part."""
+        return self.parts[matrix].read(0, first, n)
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """A small float32 tensor that is in memory."""
+
+    name: str
+    values: NDArray[np.float32]
+    type: Type = Type.F32
+    multipliers: None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows first."""
+        return self.values.shape
+
+    def read(self, matrix: int, first: int, n: int) -> Bytes:
+        """Rows [first, first + n) of one matrix."""
+        flat = self.values.reshape(matrices(self.shape))
+        return np.ascontiguousarray(flat[matrix, first : first + n]).view(np.uint8).reshape(-1)
+
+
+def read_floats(tensor: StoredTensor) -> NDArray[np.float32]:
+    """All values of a small float tensor; ConvertError where it is of another type."""
+    raw = tensor.read(0, tensor.n_bytes)
+    if tensor.dtype == "F32":
+        values = raw.view(np.float32)
+    elif tensor.dtype == "BF16":
+        values = (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    elif tensor.dtype == "F16":
+        values = raw.view(np.float16).astype(np.float32)
+    else:
+        raise ConvertError(
+            f"tensor {tensor.name} has the type {tensor.dtype}; expected a float type"
+        )
+    return values.reshape(tensor.shape)
+
+
+def n_elements(shape: tuple[int, ...]) -> int:
+    """Product of the dimensions."""
+    return math.prod(shape)

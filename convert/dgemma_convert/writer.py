@@ -1,0 +1,285 @@
+"""Writes a GGUF file (or its shards) so that no half-written one can be taken for whole.
+
+A file is written beside its target under a hidden name, and its first four bytes stay zero until
+everything else is on the disk; then it is renamed. Whenever the process dies, the target is what it
+was before, and the hidden file is overwritten by the next run.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from gguf import GGUF_DEFAULT_ALIGNMENT, GGUFValueType, GGUFWriter
+from gguf.gguf_writer import GGUFValue
+
+from .errors import ConvertError, from_os_error
+from .metadata import ARCHITECTURE, Keys
+from .policy import Type, row_bytes
+from .sources import Bytes, n_elements
+
+MAGIC = b"GGUF"
+_SIZE = re.compile(r"(\d+)([KMG]?)\Z")
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}  # as llama.cpp's splitter counts
+MAX_SHARDS = 65535  # split.no is a uint16
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor of the file; `shape` is rows first."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: Type
+
+    @property
+    def n_bytes(self) -> int:
+        """Length of its data, without padding."""
+        n_cols = self.shape[-1]
+        return n_elements(self.shape[:-1]) * row_bytes(self.type, n_cols)
+
+    @property
+    def padded_bytes(self) -> int:
+        """Length up to where the next tensor begins."""
+        return -(-self.n_bytes // GGUF_DEFAULT_ALIGNMENT) * GGUF_DEFAULT_ALIGNMENT
+
+
+def size_text(n_bytes: int) -> str:
+    """Bytes for people: "14.43 GB"."""
+    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 10**9 else f"{n_bytes / 1e6:.2f} MB"
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as "4G" or "500M"; ConvertError where it is not one."""
+    match = _SIZE.match(text.upper())
+    if not match or int(match[1]) == 0:
+        raise ConvertError(f"size {text!r}: expected a number with K, M or G behind it, such as 4G")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def split(tensors: Sequence[TensorInfo], max_bytes: int) -> list[list[TensorInfo]]:
+    """Tensors of each shard, in order; 0: one shard. A tensor larger than `max_bytes` is alone."""
+    shards: list[list[TensorInfo]] = [[]]
+    used = 0
+    for tensor in tensors:
+        if max_bytes and shards[-1] and used + tensor.padded_bytes > max_bytes:
+            shards.append([])
+            used = 0
+        shards[-1].append(tensor)
+        used += tensor.padded_bytes
+    return shards
+
+
+def shard_paths(outfile: Path, n_shards: int) -> list[Path]:
+    """`outfile` itself, or the names that every GGUF program expects of shards."""
+    if n_shards == 1:
+        return [outfile]
+    stem = outfile.name.removesuffix(".gguf")
+    return [
+        outfile.with_name(f"{stem}-{i + 1:05d}-of-{n_shards:05d}.gguf") for i in range(n_shards)
+    ]
+
+
+@dataclass
+class _Shard:
+    """One file under way."""
+
+    path: Path
+    tensors: list[TensorInfo]
+    fd: int = -1
+    committed: bool = False
+    n_header: int = 0
+    ends: dict[str, int] = field(default_factory=dict)  # where each tensor's data must end
+
+    @property
+    def partial(self) -> Path:
+        """The hidden name. It does not vary, so that nothing piles up."""
+        return self.path.with_name(f".{self.path.name}.partial")
+
+    @property
+    def data_bytes(self) -> int:
+        return sum(tensor.padded_bytes for tensor in self.tensors)
+
+
+class Writer:
+    """Creates `outfile`, or its shards, with `keys` and room for `tensors`.
+
+        with Writer(outfile, keys, tensors) as writer:
+            writer.write("token_embd.weight", data)  # any tensor, any number of pieces in order
+            writer.commit()
+
+    Leaving without `commit` removes what was written. ConvertError where the target exists (without
+    `force`), cannot be written, or does not fit on the disk.
+    """
+
+    def __init__(
+        self,
+        outfile: Path,
+        keys: Mapping[str, GGUFValue],
+        tensors: Sequence[TensorInfo],
+        *,
+        force: bool = False,
+        split_max_size: int = 0,
+    ) -> None:
+        groups = split(tensors, split_max_size)
+        if len(groups) > MAX_SHARDS:
+            raise ConvertError(f"{len(groups)} shards; at most {MAX_SHARDS} can be numbered")
+        self._shards = [
+            _Shard(path, group)
+            for path, group in zip(shard_paths(outfile, len(groups)), groups, strict=True)
+        ]
+        self._keys = dict(keys)
+        self._force = force
+        self._places: dict[str, tuple[_Shard, int]] = {}
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files that `commit` makes."""
+        return [shard.path for shard in self._shards]
+
+    def __enter__(self) -> Writer:
+        try:
+            self._check_targets()
+            for shard in self._shards:
+                self._open(shard)
+        except OSError as error:
+            self._abandon()
+            raise from_os_error(error, "writing") from error
+        except BaseException:
+            self._abandon()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._abandon()
+
+    def write(self, name: str, data: Bytes) -> None:
+        """Appends to the data of one tensor."""
+        shard, position = self._places[name]
+        view = np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
+        if position + len(view) > shard.ends[name]:
+            raise ValueError(f"more data than tensor {name} has room for")
+        self._pwrite(shard, view, position)
+        self._places[name] = shard, position + len(view)
+
+    def commit(self) -> None:
+        """Makes the files whole and gives them their names, the first shard last."""
+        for name, (shard, position) in self._places.items():
+            if position != shard.ends[name]:
+                raise ValueError(f"tensor {name} is incomplete")
+        try:
+            for shard in self._shards:
+                os.ftruncate(shard.fd, shard.n_header + shard.data_bytes)
+                os.fsync(shard.fd)
+                self._pwrite(shard, memoryview(MAGIC), 0)
+                os.fsync(shard.fd)
+            for shard in reversed(self._shards):
+                os.replace(shard.partial, shard.path)
+                shard.committed = True
+            folder = os.open(self._shards[0].path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as error:
+            raise from_os_error(error, "writing") from error
+
+    def _check_targets(self) -> None:
+        folder = self._shards[0].path.parent
+        if not folder.is_dir():
+            raise ConvertError(f"{folder}: no such folder to write to")
+        for shard in self._shards:
+            if shard.path.is_dir():
+                raise ConvertError(f"{shard.path}: is a folder; expected the name of a file")
+            if shard.path.exists() and not self._force:
+                raise ConvertError(f"{shard.path}: exists; --force replaces it")
+        needed = sum(shard.data_bytes for shard in self._shards)
+        free = shutil.disk_usage(folder).free
+        if needed > free:
+            raise ConvertError(
+                f"{folder}: no space left on the device: the file needs "
+                f"{size_text(needed)}, {size_text(free)} are free"
+            )
+
+    def _open(self, shard: _Shard) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(shard.partial, flags, 0o666)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # It may have been given its final name between the opening and the locking.
+            ours = os.path.samestat(os.fstat(fd), os.lstat(shard.partial))
+        except OSError:
+            ours = False
+        if not ours:
+            os.close(fd)
+            raise ConvertError(f"{shard.path}: another conversion is writing it")
+        shard.fd = fd
+        self._write_header(shard)
+
+    def _write_header(self, shard: _Shard) -> None:
+        """Keys and tensor table by the gguf package, then the magic taken out again."""
+        keys: Keys = dict(self._keys)
+        if len(self._shards) > 1:
+            i = self._shards.index(shard)
+            n_tensors = sum(len(s.tensors) for s in self._shards)
+            if i > 0:
+                keys = {k: v for k, v in keys.items() if k == "general.architecture"}
+            keys["split.no"] = GGUFValue(i, GGUFValueType.UINT16)
+            keys["split.count"] = GGUFValue(len(self._shards), GGUFValueType.UINT16)
+            keys["split.tensors.count"] = GGUFValue(n_tensors, GGUFValueType.INT32)
+        header = GGUFWriter(None, ARCHITECTURE)
+        header.kv_data = [keys]
+        for tensor in shard.tensors:
+            # The data type is only looked at where raw_dtype is not given.
+            header.add_tensor_info(
+                tensor.name,
+                tensor.shape,
+                np.dtype(np.float32),
+                tensor.n_bytes,
+                raw_dtype=tensor.type,
+            )
+        header.write_header_to_file(shard.partial)
+        self._pwrite(shard, memoryview(bytes(len(MAGIC))), 0)
+        try:
+            header.write_kv_data_to_file()
+            header.write_ti_data_to_file()
+        finally:
+            header.close()
+        n_header = os.fstat(shard.fd).st_size
+        shard.n_header = -(-n_header // GGUF_DEFAULT_ALIGNMENT) * GGUF_DEFAULT_ALIGNMENT
+        position = shard.n_header
+        for tensor in shard.tensors:
+            self._places[tensor.name] = shard, position
+            shard.ends[tensor.name] = position + tensor.n_bytes
+            position += tensor.padded_bytes
+
+    def _pwrite(self, shard: _Shard, view: memoryview, position: int) -> None:
+        try:
+            while view:
+                n = os.pwrite(shard.fd, view, position)
+                view, position = view[n:], position + n
+        except OSError as error:
+            error.filename = str(shard.path)
+            raise from_os_error(error, "writing") from error
+
+    def _abandon(self) -> None:
+        """Closes all files and removes those that were not committed."""
+        for shard in self._shards:
+            if shard.fd < 0:
+                continue
+            if not shard.committed:
+                shard.partial.unlink(missing_ok=True)
+            os.close(shard.fd)
+            shard.fd = -1

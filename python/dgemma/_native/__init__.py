@@ -1,0 +1,24 @@
+"""The only place that touches the C library: statuses become exceptions, pointers become views.
+
+Calls into C run without the interpreter lock. Everything here may be closed at any time and from
+any thread: memory is given back once the last view or call that uses it is gone.
+"""
+
+from .file import File, Keys
+from .library import measure_limits, version
+from .model import Model
+from .session import Session, token_ids
+from .types import dequantize, quantize, type_info
+
+__all__ = [
+    "File",
+    "Keys",
+    "Model",
+    "Session",
+    "dequantize",
+    "measure_limits",
+    "quantize",
+    "token_ids",
+    "type_info",
+    "version",
+]

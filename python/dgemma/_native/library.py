@@ -1,0 +1,95 @@
+"""The library itself: statuses become exceptions, callbacks and buffers find their way."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .._dgemma import ffi, lib
+from ..errors import (
+    BackendError,
+    CancelledError,
+    ContextLengthError,
+    Error,
+    FileAccessError,
+    ModelFileError,
+    OutOfMemoryError,
+)
+from ..values import Limits, Progress
+
+PathLike = str | os.PathLike[str]
+
+_EXCEPTIONS: dict[int, type[Exception]] = {
+    lib.DG_ERROR_ARGUMENT: ValueError,
+    lib.DG_ERROR_MODEL_FILE: ModelFileError,
+    lib.DG_ERROR_CONTEXT_LENGTH: ContextLengthError,
+    lib.DG_ERROR_OUT_OF_MEMORY: OutOfMemoryError,
+    lib.DG_ERROR_BACKEND: BackendError,
+    lib.DG_ERROR_CANCELLED: CancelledError,
+    lib.DG_ERROR_IO: FileAccessError,
+}
+
+
+def check(status: int, error: Any) -> None:
+    """Raises what a status stands for, with the text of its dg_error."""
+    if status != lib.DG_OK:
+        text = ffi.string(error.message).decode("utf-8", "replace")
+        raise _EXCEPTIONS.get(status, Error)(text or f"the engine failed with status {status}")
+
+
+def version() -> str:
+    """Version of the engine, "major.minor.patch"."""
+    return str(ffi.string(lib.dg_version()).decode())
+
+
+def copied(pointer: Any, n: int, kind: type[Any]) -> npt.NDArray[Any]:
+    """A copy of `n` elements of type `kind` at `pointer`."""
+    if n == 0:
+        return np.zeros(0, kind)
+    view = np.frombuffer(ffi.buffer(pointer, n * np.dtype(kind).itemsize), kind)
+    return np.array(view)
+
+
+class Call:
+    """One long call: passes progress on, and carries an exception across the C frames.
+
+    Python handles signals only between its own instructions, so the callback is installed even
+    where nobody asked for progress: Ctrl-C then ends a long prefill.
+    """
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress = progress
+        self.raised: BaseException | None = None
+        self.handle = ffi.new_handle(self)
+
+    def check(self, status: int, error: Any) -> None:
+        """Raises what the callback raised, or else what the status stands for."""
+        if self.raised is not None:
+            raise self.raised
+        check(status, error)
+
+
+@ffi.def_extern(error=False)  # type: ignore[untyped-decorator]
+def dgemma_progress(done: float, user: Any) -> bool:
+    """Called by the engine; False ends the call that is running."""
+    call: Call = ffi.from_handle(user)
+    try:
+        return call.progress is None or call.progress(done) is not False
+    except BaseException as problem:
+        call.raised = problem
+        return False
+
+
+def measure_limits(n_threads: int = 0) -> Limits:
+    """Measures this machine's limits; takes about a second."""
+    limits, error = ffi.new("dg_limits *"), ffi.new("dg_error *")
+    check(lib.dg_measure_limits(n_threads, limits, error), error)
+    return Limits(
+        limits.read_gb_per_s,
+        limits.int8_gop_per_s,
+        limits.bf16_gflop_per_s,
+        limits.f32_gflop_per_s,
+    )

@@ -1,0 +1,132 @@
+"""A loaded model, and what a session over it would take."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from .._dgemma import ffi, lib
+from ..errors import Error
+from ..values import Memory, ModelInfo, Progress, Sampling
+from .file import File
+from .library import Call, PathLike, check
+from .types import type_info
+
+_BACKENDS = {
+    "auto": lib.DG_BACKEND_AUTO,
+    "cpu": lib.DG_BACKEND_CPU,
+    "cuda": lib.DG_BACKEND_CUDA,
+}
+
+
+def session_params(
+    *,
+    n_ctx: int = 0,
+    n_batch: int = 512,
+    n_threads: int = 0,
+    type_k: int | str = "f16",
+    type_v: int | str = "f16",
+    soft_embedding_bound: float | None = None,
+) -> Any:
+    """A filled `dg_session_params *`."""
+    params = ffi.new("dg_session_params *", lib.dg_session_params_default())
+    params.n_ctx = n_ctx
+    params.n_batch = n_batch
+    params.n_threads = n_threads
+    params.type_k = type_info(type_k).id
+    params.type_v = type_info(type_v).id
+    if soft_embedding_bound is not None:
+        params.soft_embedding_bound = soft_embedding_bound
+    return params
+
+
+def _sampling(c: Any) -> Sampling:
+    # C holds float32: str() finds the shortest decimal that means the same, 0.4 and not 0.40000001.
+    values: dict[str, Any] = {}
+    for name in Sampling.__annotations__:
+        value = getattr(c, name)
+        values[name] = float(str(np.float32(value))) if isinstance(value, float) else value
+    return Sampling(**values)
+
+
+class Model:
+    """Weights, read-only and shared by any number of sessions on any number of threads.
+
+    `backend`: "auto", "cpu" or "cuda". `n_gpu_layers`: -1 puts as many as fit on the GPU.
+    `use_mmap`: False reads the file into memory.
+    """
+
+    def __init__(
+        self,
+        path: PathLike,
+        *,
+        backend: str = "auto",
+        n_gpu_layers: int = -1,
+        n_cpu_moe: int = 0,
+        use_mmap: bool = True,
+        progress: Progress | None = None,
+    ) -> None:
+        if backend not in _BACKENDS:
+            raise ValueError(f"unknown backend {backend!r}: expected auto, cpu or cuda")
+        call = Call(progress)
+        params = ffi.new("dg_model_params *", lib.dg_model_params_default())
+        params.backend = _BACKENDS[backend]
+        params.n_gpu_layers = n_gpu_layers
+        params.n_cpu_moe = n_cpu_moe
+        params.use_mmap = use_mmap
+        params.progress = lib.dgemma_progress
+        params.user = call.handle
+        out, error = ffi.new("dg_model **"), ffi.new("dg_error *")
+        call.check(lib.dg_model_open(os.fsencode(path), params, out, error), error)
+        self._model: Any = ffi.gc(out[0], lib.dg_model_close)
+        self.info = _model_info(self._model)
+
+    def pointer(self) -> Any:
+        """The open `dg_model *`; Error after `close`."""
+        model = self._model
+        if model is None:
+            raise Error("this model is closed: load it again")
+        return model
+
+    @property
+    def file(self) -> File:
+        """The file it was loaded from."""
+        return File.of(self.pointer())
+
+    def memory(self, **params: Any) -> Memory:
+        """What a session with these parameters (those of `Session`) would take."""
+        memory, error = ffi.new("dg_memory *"), ffi.new("dg_error *")
+        model = self.pointer()
+        check(lib.dg_session_memory(model, session_params(**params), memory, error), error)
+        return Memory(memory.weights, memory.cache, memory.scratch)
+
+    def close(self) -> None:
+        """Lets go of the weights; they stay until the last session and view are gone."""
+        self._model = None
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _model_info(model: Any) -> ModelInfo:
+    c = ffi.new("dg_model_info *")
+    c.size = ffi.sizeof("dg_model_info")
+    lib.dg_model_describe(model, c)
+    numbers = {
+        name: int(getattr(c, name))
+        for name, kind in ModelInfo.__annotations__.items()
+        if kind == "int"
+    }
+    return ModelInfo(
+        **numbers,
+        sampling=_sampling(c.sampling),
+        end_tokens=tuple(c.end_tokens[i] for i in range(c.n_end_tokens)),
+        backend=next(name for name, kind in _BACKENDS.items() if kind == c.backend),
+        backend_name=ffi.string(c.backend_name).decode(),
+        backend_note=ffi.string(c.backend_note).decode(),
+    )

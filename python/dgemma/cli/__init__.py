@@ -1,0 +1,5 @@
+"""The program `dgemma`."""
+
+from .main import main
+
+__all__ = ["main"]

@@ -1,0 +1,129 @@
+"""`dgemma inspect`: what a file is, what it needs, and whether it will run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections import Counter
+from typing import Any
+
+from .._native import File, Model
+from ..errors import Error
+from .shared import Subparsers
+
+CONTEXTS = (4096, 8192, 32768, 131072)
+
+
+def add_parser(commands: Subparsers) -> None:
+    """Registers the command."""
+    parser = commands.add_parser("inspect", help="say what a file is and what it needs")
+    parser.add_argument("file", metavar="F", help="GGUF file")
+    parser.add_argument("--tensors", action="store_true", help="list every tensor")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the description of a file."""
+    found = describe(args.file, with_tensors=args.tensors or args.json)
+    if args.json:
+        print(json.dumps(found, ensure_ascii=False))
+    else:
+        print("\n".join(_lines(found, args.tensors)))
+    return 0
+
+
+def describe(path: str, *, with_tensors: bool) -> dict[str, Any]:
+    """What the file holds. `runs` is False, with a `reason`, where the engine refuses it."""
+    with File(path) as file:
+        keys, tensors = file.keys, file.tensors
+        types: Counter[str] = Counter()
+        for tensor in tensors:
+            types[tensor.type.name] += len(tensor.data)
+        found: dict[str, Any] = {
+            "file": path,
+            "bytes": file.n_bytes,
+            "name": keys.get("general.name"),
+            "architecture": keys.get("general.architecture"),
+            "license": keys.get("general.license"),
+            "n_tensors": len(tensors),
+            "bytes_per_type": dict(types.most_common()),
+            "has_chat_template": "tokenizer.chat_template" in keys,
+        }
+        if with_tensors:
+            found["tensors"] = [
+                {"name": t.name, "type": t.type.name, "shape": t.shape, "bytes": len(t.data)}
+                for t in tensors
+            ]
+    found.update(_as_model(path))
+    return found
+
+
+def _as_model(path: str) -> dict[str, Any]:
+    try:
+        model = Model(path, backend="cpu")
+    except (Error, ValueError) as problem:
+        return {"runs": False, "reason": str(problem)}
+    with model:
+        info = model.info
+        sizes = sorted({n for n in CONTEXTS if n < info.context_length} | {info.context_length})
+        memory = []
+        for n_ctx in sizes:
+            need = model.memory(n_ctx=n_ctx)
+            total = need.weights + need.cache + need.scratch
+            memory.append({"n_ctx": n_ctx, **vars(need), "total": total})
+        return {
+            "runs": True,
+            "model": {
+                name: vars(value) if name == "sampling" else value
+                for name, value in vars(info).items()
+                if not name.startswith("backend")
+            },
+            "memory": memory,
+            "machine_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        }
+
+
+def size_text(n_bytes: float) -> str:
+    """A size for people, in decimal units."""
+    for unit in ("B", "kB", "MB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.4g} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.2f} GB"
+
+
+def _lines(found: dict[str, Any], tensors: bool) -> list[str]:
+    lines = [
+        f"{found['name'] or found['file']}: {found['architecture']}, {size_text(found['bytes'])}, "
+        f"{found['n_tensors']} tensors",
+        "  " + ", ".join(f"{t} {size_text(n)}" for t, n in found["bytes_per_type"].items()),
+    ]
+    if found["runs"]:
+        model = found["model"]
+        lines += [
+            f"  {model['n_parameters'] / 1e9:.4g} billion weights; {model['n_layers']} layers, "
+            f"{model['n_sliding_layers']} of them with a window of {model['sliding_window']}; "
+            f"{model['n_experts']} experts, {model['n_experts_used']} used",
+            f"  vocabulary {model['n_vocab']:,}, canvas {model['canvas_length']}, "
+            f"context {model['context_length']:,}",
+            "  memory, weights + cache + scratch:",
+        ]
+        for need in found["memory"]:
+            fits = "" if need["total"] <= found["machine_bytes"] else ", more than this machine has"
+            lines.append(
+                f"    context {need['n_ctx']:>7,}: {size_text(need['weights'])} + "
+                f"{size_text(need['cache'])} + {size_text(need['scratch'])} = "
+                f"{size_text(need['total'])}{fits}"
+            )
+        lines.append("  runs here")
+    else:
+        lines.append(f"  does not run here: {found['reason']}")
+    if tensors:
+        for tensor in found["tensors"]:
+            shape = " x ".join(map(str, tensor["shape"]))
+            lines.append(
+                f"  {tensor['name']:<40} {tensor['type']:>8} {shape:>22} {tensor['bytes']:>14,}"
+            )
+    return lines

@@ -1,0 +1,105 @@
+"""Shows answers in the terminal: the canvas as it settles, or plain text where there is none."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from ..generation import Commit, Draft
+from ..tokenizer import Tokenizer
+
+# Entropy in nats, from which on a token is shown in that style: what is certain stands out.
+SHADES = ((1.0, "grey30"), (0.3, "grey42"), (0.05, "grey58"), (0.005, "grey74"), (0.0, "default"))
+CHANGED = "underline"
+
+
+def shade(entropy: float) -> str:
+    """Style of a token of that entropy."""
+    return next(style for least, style in SHADES if entropy >= least)
+
+
+def draft_text(
+    draft: Draft, previous: Draft | None, tokenizer: Tokenizer, ends: Iterable[int]
+) -> Text:
+    """A draft up to its first end token: confidence as shade, changed tokens underlined."""
+    text, decoder, end_tokens = Text(), tokenizer.decoder(), frozenset(ends)
+    same_canvas = previous is not None and previous.canvas == draft.canvas
+    for position, token in enumerate(draft.tokens):
+        if token in end_tokens:
+            break
+        style = shade(float(draft.entropies[position]))
+        if previous is not None and same_canvas and previous.tokens[position] != token:
+            style += " " + CHANGED
+        text.append(_visible(decoder.feed(token)), style)
+    text.append(_visible(decoder.finish()))
+    return text
+
+
+def _visible(text: str) -> str:
+    """Without what would move the terminal's cursor or change its colours."""
+    return "".join(
+        c if c == "\n" or c.isprintable() else " " if c == "\t" else "\ufffd" for c in text
+    )
+
+
+class LiveAnswer:
+    """Prints one answer to standard output.
+
+    On a terminal the canvas under way is redrawn after every step below what is certain; elsewhere,
+    or with `live` off, only certain text is written. Leaving the context puts the terminal right,
+    also after Ctrl-C.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, ends: Iterable[int], *, live: bool) -> None:
+        self._tokenizer, self._ends = tokenizer, tuple(ends)
+        self._console = Console(highlight=False, soft_wrap=False)
+        self._live: Live | None = None
+        if live and self._console.is_terminal and not self._console.is_dumb_terminal:
+            self._live = Live(console=self._console, auto_refresh=False, transient=True)
+        self._previous: Draft | None = None
+        self._tail = ""  # the certain text's last line: the draft goes on behind it
+
+    def __enter__(self) -> LiveAnswer:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        problem: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.update(Text(""))
+            self._live.stop()
+            self._console.print(Text(self._tail))
+        else:
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+
+    def show(self, event: Draft | Commit) -> None:
+        """Draws a draft, or writes what a commit made certain."""
+        if isinstance(event, Commit):
+            self._commit(event.text)
+        elif self._live is not None:
+            text = Text(self._tail)
+            text.append_text(draft_text(event, self._previous, self._tokenizer, self._ends))
+            text.append(f"\ncanvas {event.canvas + 1}, step {event.step}", "dim italic")
+            self._live.update(text, refresh=True)
+            self._previous = event
+
+    def _commit(self, text: str) -> None:
+        if self._live is None:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+            return
+        whole, newline, self._tail = (self._tail + _visible(text)).rpartition("\n")
+        if newline:
+            self._live.update(Text(self._tail))
+            self._console.print(Text(whole))

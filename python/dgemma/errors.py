@@ -1,0 +1,33 @@
+"""What can go wrong, as types. Wrong arguments are `ValueError` and `TypeError`, as everywhere."""
+
+
+class Error(Exception):
+    """Base of all errors of this package; its text says what was wrong and what to do."""
+
+
+class ModelFileError(Error):
+    """The file is damaged, or it is not a model that this engine runs."""
+
+
+class ContextLengthError(Error):
+    """The tokens do not fit the session's context."""
+
+
+class OutOfMemoryError(Error):
+    """The host or the device has too little memory."""
+
+
+class BackendError(Error):
+    """The device failed, or it is not there."""
+
+
+class CancelledError(Error):
+    """The call was cancelled, from another thread or by closing what it was using."""
+
+
+class FileAccessError(Error, OSError):
+    """A file could not be opened, read or written."""
+
+
+class ChatTemplateError(Error, ValueError):
+    """The chat template is broken, or cannot express these messages."""

@@ -1,0 +1,65 @@
+"""Runs the application until it is told to stop."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import uvicorn
+
+from ..model import DiffusionGemma
+from .app import create_app
+
+LOOPBACK = frozenset(["127.0.0.1", "localhost", "[::1]"])
+SHUTDOWN_SECONDS = 3  # answers under way may finish in that time; then they are cancelled
+
+
+class _Server(uvicorn.Server):
+    """Says where it listens once it does: with port 0 nobody knows before."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for server in getattr(self, "servers", []):
+            for listening in server.sockets:
+                host, port = listening.getsockname()[:2]
+                shown = f"[{host}]" if ":" in host else host
+                print(f"dgemma: http://{shown}:{port}", file=sys.stderr, flush=True)
+
+
+def serve(
+    llm: DiffusionGemma,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    api_key: str | None = None,
+    max_queue: int = 8,
+    alias: str | None = None,
+) -> int:
+    """Serves until SIGINT or SIGTERM; returns the exit code."""
+    local = host in ("127.0.0.1", "localhost", "::1")
+    app = create_app(
+        llm,
+        alias=alias or Path(llm.model_path).stem,
+        api_key=api_key,
+        max_queue=max_queue,
+        hosts=LOOPBACK if local else None,
+    )
+    _ = llm.tokenizer  # built now rather than during the first request
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+    )
+    # uvicorn ends gracefully and then raises the signal again; that must not end us with an error.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    server = _Server(config)
+    server.run()
+    return 0 if server.started else 1

@@ -1,0 +1,160 @@
+"""Text to token ids and back, from the metadata of a model file alone.
+
+The tokenizer is that of Gemma 4: byte-pair merges over whole text in which a space is written `▁`,
+with one token per byte for what the vocabulary lacks. `▁` itself therefore comes back as a space.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import tokenizers
+
+from .errors import ModelFileError
+
+# Token types, as GGUF numbers them.
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+
+# Their text is part of an answer and is parsed out of it, whatever type the file gives them.
+# fmt: off
+TEXT_TOKENS = frozenset((
+    "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>",
+    "<|channel>", "<channel|>", '<|"|>',
+))
+# fmt: on
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>\Z")
+
+
+class Tokenizer:
+    """The tokenizer of a file with these `keys`; ModelFileError where they do not describe one."""
+
+    def __init__(self, keys: Mapping[str, Any]) -> None:
+        model = _key(keys, "model", str)
+        if model != "gemma4":
+            raise ModelFileError(f"tokenizer.ggml.model is {model!r}: expected 'gemma4'")
+        self.tokens: list[str] = _key(keys, "tokens", list)
+        self._types: list[int] = _key(keys, "token_type", list)
+        if len(self._types) != len(self.tokens):
+            raise ModelFileError(
+                f"tokenizer.ggml.token_type has {len(self._types)} entries, "
+                f"but there are {len(self.tokens)} tokens"
+            )
+        self._ids = {token: id for id, token in enumerate(self.tokens)}
+        self._bpe = _bpe(self._ids, _key(keys, "merges", list))
+        self._bytes: dict[int, bytes] = {}
+        self.bos: int | None = keys.get("tokenizer.ggml.bos_token_id")
+        if self.bos is not None and not 0 <= self.bos < len(self.tokens):
+            raise ModelFileError(f"tokenizer.ggml.bos_token_id {self.bos} names no token")
+        self.add_bos = self.bos is not None and keys.get("tokenizer.ggml.add_bos_token", True)
+        written = self._of_type(USER_DEFINED)
+        control = self._of_type(CONTROL)
+        self._plain = _any_of(written)
+        self._marked = _any_of(written + control)
+
+    def _of_type(self, type: int) -> list[str]:
+        return [self.tokens[id] for id, its_type in enumerate(self._types) if its_type == type]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def id(self, token: str) -> int | None:
+        """Id of a token by its exact text, or None."""
+        return self._ids.get(token)
+
+    def encode(self, text: str, *, add_bos: bool = False, special: bool = True) -> list[int]:
+        """Token ids of a text.
+
+        `special`: control tokens such as `<|turn>` are recognised where they are spelled out.
+        `add_bos`: the begin token stands first, unless the text already begins with it.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as problem:
+            raise ValueError(
+                f"the text has half a surrogate pair at position {problem.start}: it is no Unicode"
+            ) from None
+        split = self._marked if special else self._plain
+        ids: list[int] = []
+        # With one group, re.split alternates between plain text and the tokens found.
+        for index, piece in enumerate(split.split(text) if split else [text]):
+            if index % 2:
+                ids.append(self._ids[piece])
+            elif piece:
+                ids.extend(self._bpe.encode(piece, add_special_tokens=False).ids)
+        if add_bos and self.bos is not None and ids[:1] != [self.bos]:
+            ids.insert(0, self.bos)
+        return ids
+
+    def token_bytes(self, id: int, *, special: bool = False) -> bytes:
+        """The bytes that a token stands for; nothing for control tokens unless `special`."""
+        if not 0 <= id < len(self.tokens):
+            raise ValueError(f"token id {id} is outside the vocabulary of {len(self.tokens)}")
+        token, type = self.tokens[id], self._types[id]
+        if type == BYTE and (found := _BYTE.match(token)):
+            return bytes([int(found[1], 16)])
+        if type in (CONTROL, UNKNOWN, UNUSED) and token not in TEXT_TOKENS:
+            return token.encode() if special else b""
+        if id not in self._bytes:
+            self._bytes[id] = token.replace("▁", " ").encode()
+        return self._bytes[id]
+
+    def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
+        """The text of token ids; bytes that are no UTF-8 become U+FFFD."""
+        data = b"".join(self.token_bytes(int(id), special=special) for id in ids)
+        return data.decode("utf-8", "replace")
+
+    def decoder(self) -> Decoder:
+        """A decoder that is fed bit by bit."""
+        return Decoder(self)
+
+
+class Decoder:
+    """Decodes a stream of tokens: a character whose bytes are not all there yet is held back."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, id: int) -> str:
+        """The text that this token completes."""
+        return self._utf8.decode(self._tokenizer.token_bytes(int(id)))
+
+    def finish(self) -> str:
+        """What is left of an unfinished character."""
+        return self._utf8.decode(b"", final=True)
+
+
+def _key(keys: Mapping[str, Any], name: str, kind: type[Any]) -> Any:
+    value = keys.get(f"tokenizer.ggml.{name}")
+    if not isinstance(value, kind):
+        state = "missing" if value is None else f"a {type(value).__name__}"
+        raise ModelFileError(f"tokenizer.ggml.{name} is {state}: expected a {kind.__name__}")
+    return value
+
+
+def _bpe(ids: dict[str, int], lines: list[str]) -> tokenizers.Tokenizer:
+    merges = [tuple(line.split(" ")) for line in lines]
+    try:
+        model = tokenizers.models.BPE(
+            ids,
+            merges,  # type: ignore[arg-type]  # lengths are checked by the constructor
+            byte_fallback=True,
+            unk_token="<unk>" if "<unk>" in ids else None,
+            fuse_unk=True,
+        )
+    except Exception as problem:  # the library raises its errors as plain Exception
+        raise ModelFileError(f"tokenizer.ggml.merges do not fit the tokens: {problem}") from problem
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.normalizer = tokenizers.normalizers.Replace(" ", "▁")
+    return tokenizer
+
+
+def _any_of(tokens: list[str]) -> re.Pattern[str] | None:
+    if not tokens:
+        return None
+    # The longest first: where several fit, the longest one is meant.
+    longest_first = sorted(tokens, key=len, reverse=True)
+    return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
