@@ -1,0 +1,52 @@
+# Each target sets up all it needs in .venv and build/.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+SOURCES := $(shell find native python convert -type f -not -name '*.so' -not -path '*/__pycache__/*') \
+           CMakeLists.txt pyproject.toml
+TINY   := build/tiny-Q4_0.gguf
+
+.PHONY: demo test bench fuzz lint sanitize clean
+
+demo: $(TINY)
+	@$(BIN)/dgemma generate -m $(TINY) --chat --live --seed 1 -p "What is the capital of France?"
+	@$(BIN)/dgemma generate -m $(TINY) --chat --live --seed 1 -p "Reverse the list: fox lamp river"
+	@$(BIN)/dgemma generate -m $(TINY) --chat --live --seed 1 -p "Count from 7 to 25."
+
+test: lint $(VENV)/tests-installed
+	$(BIN)/python -m pytest -q tests
+	$(MAKE) sanitize
+
+# The C tests, and the Python tests of everything that reads untrusted bytes, under AddressSanitizer and UBSan.
+sanitize: $(VENV)/tests-installed
+	tests/sanitize.sh
+
+lint: $(VENV)/tests-installed
+	$(BIN)/ruff check .
+	$(BIN)/mypy --strict python/dgemma convert/dgemma_convert
+
+bench: $(TINY)
+	$(BIN)/dgemma bench -m $(TINY)
+
+fuzz: $(VENV)/tests-installed
+	tests/fuzz/run.sh
+
+$(TINY): models/tiny/model.safetensors $(VENV)/installed
+	@mkdir -p build
+	$(BIN)/dgemma convert models/tiny --outtype q4_0 --outfile $@ --force
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(SOURCES) | $(VENV)/bin/python
+	$(BIN)/pip install --quiet .
+	@touch $@
+
+$(VENV)/tests-installed: $(SOURCES) | $(VENV)/bin/python
+	$(BIN)/pip install --quiet '.[test]'
+	@touch $@ $(VENV)/installed
+
+clean:
+	rm -rf build $(VENV)

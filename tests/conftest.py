@@ -1,0 +1,122 @@
+"""Checkpoints, conversions and references that tests share; each is made once, when asked for."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+# Before NumPy and torch load: on these sizes their thread pools cost more than they bring.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Path:
+    """The trained checkpoint that the repository carries."""
+    return REPOSITORY / "models" / "tiny"
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Folder of a random checkpoint, by the name of its spec in checkpoints.SPECS."""
+    from checkpoints import SPECS, make_checkpoint
+
+    @functools.cache
+    def folder(name: str) -> Path:
+        return make_checkpoint(tmp_path_factory.mktemp(name), SPECS[name])
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reference(checkpoint: Callable[[str], Path]) -> Callable[[str], object]:
+    """A fresh conversation with the reference for a spec's checkpoint (reference.Reference)."""
+    from reference import Reference
+
+    @functools.cache
+    def load(name: str) -> Reference:
+        return Reference.load(checkpoint(name))
+
+    def fresh(name: str) -> Reference:
+        load(name).reset()
+        return load(name)
+
+    return fresh
+
+
+@pytest.fixture(scope="session")
+def gguf_file(
+    checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """A spec's checkpoint converted to GGUF: `gguf_file(name, outtype="f32")`."""
+    from dgemma_convert import convert
+
+    folder = tmp_path_factory.mktemp("gguf")
+
+    @functools.cache
+    def converted(name: str, outtype: str = "f32") -> Path:
+        path = folder / f"{name}-{outtype}.gguf"
+        convert(checkpoint(name), path, outtype, progress=False)
+        return path
+
+    return converted
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """models/tiny as a Q8_0 file: small enough to open many times, exact enough to answer."""
+    from dgemma_convert import convert
+
+    path = tmp_path_factory.mktemp("tiny") / "tiny-Q8_0.gguf"
+    convert(tiny, path, "q8_0", progress=False)
+    return path
+
+
+@pytest.fixture(scope="session")
+def gemma4() -> Path:
+    """The folder with Gemma 4's public vocabulary and its test cases, or a skip.
+
+    Its three files are in the source distribution of llama-cpp-python 0.3.36, under
+    vendor/llama.cpp/models, as ggml-vocab-gemma-4.gguf, .gguf.inp and .gguf.out.
+    """
+    named = os.environ.get("DGEMMA_GEMMA4_VOCAB")
+    folder = Path(named) if named else REPOSITORY.parent / "shared" / "data" / "gemma4"
+    if not (folder / "vocab.gguf").is_file():
+        pytest.skip(
+            "needs Gemma 4's vocabulary: put ggml-vocab-gemma-4.gguf, .gguf.inp and .gguf.out from "
+            "the source distribution of llama-cpp-python 0.3.36 into a folder as vocab.gguf, "
+            "vectors.inp and vectors.out, and name it in DGEMMA_GEMMA4_VOCAB"
+        )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def kernel_library() -> ctypes.CDLL:
+    """The CPU kernels as plain functions (kernel_api)."""
+    import kernel_api
+
+    return kernel_api.load()
+
+
+_ARM = platform.machine() in ("aarch64", "arm64")
+
+
+@pytest.fixture(
+    params=["scalar", "neon", "dotprod"] if _ARM else ["scalar", "avx2", "avxvnni", "avx512"]
+)
+def kernels(
+    kernel_library: ctypes.CDLL, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> ctypes.CDLL:
+    """The same, running the kernels of one instruction set."""
+    monkeypatch.setenv("DGEMMA_ISA", request.param)
+    if kernel_library.test_isa().decode() != request.param:
+        pytest.skip(f"this machine does not run {request.param}")
+    return kernel_library

@@ -1,0 +1,212 @@
+"""The CUDA backend against the CPU's, its kernels run by the emulation in cuda_emulation/.
+
+Nothing here needs a GPU. On a machine that has one, DGEMMA_TEST_CUDA names a compiled
+libdgemma_cuda.so, and the same tests run on the device.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import dgemma
+from engine import open_model, random_tokens
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+EMULATION = REPOSITORY / "tests" / "cuda_emulation"
+COMPILED = os.environ.get("DGEMMA_TEST_CUDA")
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """libdgemma_cuda.so: the one named by DGEMMA_TEST_CUDA, or one that emulates the device."""
+    if COMPILED:
+        return Path(COMPILED)
+    folder = tmp_path_factory.mktemp("cuda")
+    includes = [f"-I{path}" for path in (EMULATION, REPOSITORY / "native")]
+    includes.append(f"-I{REPOSITORY / 'native' / 'include'}")
+    flags = ["-O2", "-g", "-fPIC", "-fvisibility=hidden", "-DDGEMMA_CUDA_EMULATION", *includes]
+    cxx = [os.environ.get("CXX", "g++"), "-std=c++17", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
+    sources = [*(REPOSITORY / "native" / "cuda").glob("*.cu"), EMULATION / "emulation.cpp"]
+
+    def compile_one(source: Path) -> Path:
+        target = folder / f"{source.stem}.o"
+        command = [*cxx, "-Werror", *flags, "-x", "c++", "-c", str(source), "-o", str(target)]
+        subprocess.run(command, check=True)
+        return target
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = [str(path) for path in pool.map(compile_one, sources)]
+    error = str(folder / "error.o")
+    cc = os.environ.get("CC", "gcc")
+    source = str(REPOSITORY / "native" / "error.c")
+    subprocess.run([cc, "-O2", "-fPIC", *includes, "-c", source, "-o", error], check=True)
+    made = folder / "libdgemma_cuda.so"
+    subprocess.run([cxx[0], "-shared", *objects, error, "-o", str(made)], check=True)
+    return made
+
+
+@pytest.fixture
+def cuda(library: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Opens a model on the device; options as of engine.open_model."""
+    monkeypatch.setenv("DGEMMA_CUDA_LIBRARY", str(library))
+    return lambda path, **options: open_model(path, **{"backend": "cuda", "n_ctx": 256, **options})
+
+
+emulated = pytest.mark.skipif(bool(COMPILED), reason="steers the emulated device")
+
+
+def canvas_logits(model: Any, name: str, n_prompt: int = 37) -> NDArray[np.float32]:
+    """Logits of a canvas, of a second step conditioned on it, and of one after committing it."""
+    prompt, canvases = random_tokens(name, n_prompt, n_canvases=1)
+    session = model.session()
+    session.prefill(prompt)
+    first = np.asarray(session.canvas_logits(canvases[0]))
+    second = np.asarray(session.canvas_logits(canvases[0][::-1], first / np.float32(0.6)))
+    session.prefill(canvases[0])
+    third = np.asarray(session.canvas_logits(canvases[0]))
+    return np.array([first, second, third])
+
+
+@pytest.mark.parametrize("name", ["small", "odd", "narrow", "long", "wide"])
+def test_float_weights_agree_with_the_cpu(
+    cuda: Callable[..., Any], gguf_file: Callable[..., Path], name: str
+) -> None:
+    path = gguf_file(name)
+    expected = canvas_logits(open_model(path, n_ctx=256), name)
+    # Prompts longer than the batch and the window: rings wrap, batches follow each other.
+    actual = canvas_logits(cuda(path, n_batch=16), name)
+    assert np.abs(actual - expected).max() < 2e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("outtype", ["f16", "bf16"])
+def test_16_bit_weights_agree_with_the_cpu(
+    cuda: Callable[..., Any], gguf_file: Callable[..., Path], outtype: str
+) -> None:
+    path = gguf_file("small", outtype)
+    expected = canvas_logits(open_model(path, n_ctx=256), "small")
+    actual = canvas_logits(cuda(path), "small")
+    assert np.abs(actual - expected).max() < 2e-3 * np.abs(expected).max()
+
+
+def median_error(actual: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """Error of a position's logits as a share of their spread; the median leaves out positions
+    whose experts a rounding has exchanged."""
+    error = np.sqrt(np.square(actual - expected).mean(-1))
+    return float(np.median(error / expected.std(-1)))
+
+
+@pytest.mark.parametrize(
+    ("name", "outtype"),
+    [
+        ("small", "q8_0"),
+        ("small", "q4_0"),
+        ("small", "iq4_nl"),
+        ("narrow", "nvfp4"),
+        ("wide", "q4_k_m"),
+        ("wide", "q5_k_m"),
+        ("wide", "q6_k"),
+    ],
+)
+def test_quantised_weights_agree_with_the_cpu(
+    cuda: Callable[..., Any], gguf_file: Callable[..., Path], name: str, outtype: str
+) -> None:
+    path = gguf_file(name, outtype)
+    expected = canvas_logits(open_model(path, n_ctx=256), name, n_prompt=9)
+    actual = canvas_logits(cuda(path), name, n_prompt=9)
+    # Both round activations to int8, a relative error of 0.4 % a product.
+    assert median_error(actual, expected) < 0.03
+    assert (actual.argmax(-1) == expected.argmax(-1)).mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("name", "cache", "tolerance"),
+    [("small", "f16", 4e-3), ("odd", "bf16", 3e-2), ("long", "f16", 4e-3), ("odd", "q8_0", 5e-2)],
+)
+def test_narrow_caches_agree_with_a_float32_cache(
+    cuda: Callable[..., Any],
+    gguf_file: Callable[..., Path],
+    name: str,
+    cache: str,
+    tolerance: float,
+) -> None:
+    path = gguf_file(name)
+    expected = canvas_logits(open_model(path, n_ctx=256), name)
+    actual = canvas_logits(cuda(path, type_k=cache, type_v=cache, n_batch=16), name)
+    assert median_error(actual, expected) < tolerance
+
+
+def answer(model: Any) -> tuple[list[int], list[int]]:
+    out = model.generate([1, 2, 3, 4, 5], max_tokens=30, seed=3, max_denoising_steps=5)
+    return list(out.tokens), list(out.stats.steps)
+
+
+@pytest.mark.parametrize("order", ["forward", "backward", "7"])
+@pytest.mark.parametrize("name", ["small", "odd"])
+def test_same_seed_gives_the_cpus_text(
+    cuda: Callable[..., Any],
+    gguf_file: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    order: str,
+) -> None:
+    # The order in which threads run must not matter: a missing barrier would show here.
+    monkeypatch.setenv("DGEMMA_EMULATION_ORDER", order)
+    path = gguf_file(name)
+    assert answer(cuda(path)) == answer(open_model(path, n_ctx=256))
+
+
+@emulated
+def test_out_of_memory_is_an_error_and_auto_falls_back(
+    cuda: Callable[..., Any], gguf_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = gguf_file("small")
+    monkeypatch.setenv("DGEMMA_EMULATION_MEMORY", "100000")
+    with pytest.raises(dgemma.OutOfMemoryError, match="GPU"):
+        cuda(path)
+    model = cuda(path, backend="auto")
+    assert model.info.backend_name.startswith("cpu")
+    assert "GiB" in model.info.backend_note
+    # Enough for the weights, too little for a session.
+    monkeypatch.setenv("DGEMMA_EMULATION_MEMORY", str(70 << 20))
+    with pytest.raises(dgemma.OutOfMemoryError, match="GPU"):
+        cuda(path)
+    monkeypatch.delenv("DGEMMA_EMULATION_MEMORY")
+    assert cuda(path).info.backend_name.startswith("cuda")
+
+
+@emulated
+def test_without_a_device_the_reason_is_given(
+    cuda: Callable[..., Any], gguf_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = gguf_file("small")
+    monkeypatch.setenv("DGEMMA_EMULATION_DEVICES", "0")
+    with pytest.raises(dgemma.BackendError, match="no GPU"):
+        cuda(path)
+    model = cuda(path, backend="auto", n_gpu_layers=1)
+    assert model.info.backend_name.startswith("cpu")
+    assert "no GPU" in model.info.backend_note
+
+
+def test_without_the_library_the_reason_is_given(
+    gguf_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DGEMMA_CUDA_LIBRARY", "/nowhere/libdgemma_cuda.so")
+    with pytest.raises(dgemma.BackendError, match="cannot be loaded"):
+        open_model(gguf_file("small"), backend="cuda")
+
+
+def test_types_without_kernels_are_refused(
+    cuda: Callable[..., Any], gguf_file: Callable[..., Path]
+) -> None:
+    path = gguf_file("wide", "q2_k")
+    with pytest.raises(dgemma.BackendError, match="does not run tensor type"):
+        cuda(path)

@@ -1,0 +1,311 @@
+"""The program: what it prints, its exit codes, and one line for every error."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import json
+import os
+import pty
+import re
+import select
+import shlex
+import signal
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import pytest
+
+from dgemma import DiffusionGemma
+from dgemma.cli import main
+from dgemma.cli.main import parser
+
+QUESTION = "What is the capital of France?"
+PROGRAM = [sys.executable, "-c", "import sys, dgemma.cli; sys.exit(dgemma.cli.main())"]
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_generate(capsys: pytest.CaptureFixture[str], tiny_gguf: Path) -> None:
+    ask = ("generate", "-m", tiny_gguf, "-p", QUESTION, "--chat", "--seed", 1, "-c", 512)
+    code, out, err = run(capsys, *ask)
+    assert (code, err) == (0, "")
+    assert "Paris" in out
+    code, as_json, _ = run(capsys, *ask, "--json")
+    found = json.loads(as_json)
+    assert code == 0
+    assert found["text"] == out.rstrip("\n")
+    assert found["finish_reason"] == "stop"
+    assert found["completion_tokens"] == len(found["tokens"])
+    assert len(found["steps"]) == found["canvases"]
+    assert found["seed"] == 1
+    assert found["peak_rss_bytes"] > 10**6
+    assert {"load_s", "prompt_s", "generation_s", "total_s"} <= set(found["timings"])
+
+
+def test_live_without_a_terminal_is_plain(
+    capsys: pytest.CaptureFixture[str], tiny_gguf: Path
+) -> None:
+    ask = ("generate", "-m", tiny_gguf, "-p", QUESTION, "--chat", "--seed", 1, "-c", 512)
+    plain = run(capsys, *ask)
+    assert run(capsys, *ask, "--live") == plain
+    assert "\x1b" not in plain[1]
+
+
+def test_prompts_from_files(
+    capsys: pytest.CaptureFixture[str],
+    tiny_gguf: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = ("-m", tiny_gguf, "-n", 4, "--seed", 1, "-c", 512)
+    (tmp_path / "prompt").write_text("The old man")
+    given = run(capsys, "generate", "-p", "The old man", *options)
+    assert run(capsys, "generate", "--file", tmp_path / "prompt", *options) == given
+    monkeypatch.setattr("sys.stdin", io.StringIO("The old man"))
+    assert run(capsys, "generate", "--file", "-", *options) == given
+
+
+def test_inspect(capsys: pytest.CaptureFixture[str], tiny_gguf: Path, tmp_path: Path) -> None:
+    code, out, _ = run(capsys, "inspect", tiny_gguf)
+    assert code == 0
+    assert "diffusion-gemma" in out
+    assert "runs here" in out
+    code, out, _ = run(capsys, "inspect", tiny_gguf, "--json")
+    found = json.loads(out)
+    assert found["runs"] is True
+    assert found["n_tensors"] == len(found["tensors"])
+    assert sum(tensor["bytes"] for tensor in found["tensors"]) <= found["bytes"]
+    sizes = [need["total"] for need in found["memory"]]
+    assert sizes == sorted(sizes)
+    with DiffusionGemma(tiny_gguf) as llm:
+        assert found["model"]["canvas_length"] == llm.info.canvas_length
+    code, out, _ = run(capsys, "inspect", tiny_gguf, "--tensors")
+    assert "blk.0.attn_q.weight" in out
+
+
+def test_inspect_says_why_a_file_does_not_run(
+    capsys: pytest.CaptureFixture[str], gemma4: Path
+) -> None:
+    code, out, _ = run(capsys, "inspect", gemma4 / "vocab.gguf", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["runs"] is False
+    assert "gemma4" in found["reason"]
+
+
+def test_bench(capsys: pytest.CaptureFixture[str], tiny_gguf: Path, tmp_path: Path) -> None:
+    figure = tmp_path / "operations.svg"
+    code, out, _ = run(
+        capsys,
+        *("bench", "-m", tiny_gguf, "--prompt-tokens", 40, "--steps", 3, "-c", 512, "-t", 1),
+        *("--json", "--plot", figure),
+    )
+    found = json.loads(out)
+    assert code == 0
+    step = found["step_ms"]
+    assert 0 < step["min"] <= step["median"] <= step["max"]
+    for name in ("prefill_tokens_per_s", "load_s", "first_step_s", "peak_rss_bytes"):
+        assert found[name] > 0
+    assert found["peak_vram_bytes"] is None
+    assert (found["threads"], found["prompt_tokens"]) == (1, 40)
+    operations = {o["name"]: o for o in found["operations"]}
+    assert operations["experts"]["gflop_per_s"] > 0
+    assert sum(o["ms"] for o in operations.values()) <= 1.05 * 3 * step["max"]
+    assert found["limits"]["read_gb_per_s"] > 0
+    assert found["shares"]["read_gb_per_s"] > 0
+    assert figure.read_text().startswith("<svg")
+    assert "experts" in figure.read_text()
+
+
+def test_convert_and_synth_are_there(
+    capsys: pytest.CaptureFixture[str], tiny: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "made.gguf"
+    code, _, _ = run(capsys, "convert", tiny, "--outtype", "q8_0", "--outfile", target)
+    assert code == 0
+    code, out, err = run(capsys, "convert", tiny, "--outtype", "q8_0", "--outfile", target)
+    assert (code, out) == (1, "")
+    assert err.startswith("dgemma: error: ")
+    assert parser().parse_args(["synth", "--outfile", "x"]).run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", "-m", "nowhere.gguf", "-p", "x"], "nowhere.gguf"),
+        (["generate", "-m", "{model}", "-p", "x", "--temperature", "0"], "temperature"),
+        (["generate", "-m", "{model}", "-p", "x", "-n", "0"], "max_tokens"),
+        (["generate", "-m", "{model}", "--file", "nowhere.txt"], "nowhere.txt"),
+        (["generate", "-m", "{model}", "-p", "x " * 3000, "-c", "256"], "context"),
+        (["inspect", "nowhere.gguf"], "nowhere.gguf"),
+        (["bench", "-m", "{model}", "--steps", "0"], "--steps"),
+    ],
+)
+def test_errors_are_one_line(
+    capsys: pytest.CaptureFixture[str], tiny_gguf: Path, arguments: list[str], message: str
+) -> None:
+    code, out, err = run(capsys, *(a.replace("{model}", str(tiny_gguf)) for a in arguments))
+    assert (code, out) == (1, "")
+    assert re.fullmatch(r"dgemma: error: .*\n", err)
+    assert message in err
+
+
+@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["generate"], ["chat"], ["bench", "-m"]])
+def test_wrong_usage(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+
+
+def test_a_reader_that_goes_away_is_no_error(tiny_gguf: Path) -> None:
+    command = shlex.join([*PROGRAM, "inspect", str(tiny_gguf), "--tensors"])
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command} | head -1"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# ---- Conversations -------------------------------------------------------------------------------
+
+
+def talk(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, path: Path, *lines: str
+) -> tuple[int, str, str]:
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(line + "\n" for line in lines)))
+    return run(capsys, "chat", "-m", path, "--seed", 1, "-c", 1024)
+
+
+def test_chat(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_gguf: Path,
+    tmp_path: Path,
+) -> None:
+    saved = tmp_path / "conversation.json"
+    code, out, err = talk(
+        capsys,
+        monkeypatch,
+        tiny_gguf,
+        *(QUESTION, "/stats", f"/save {saved}", "/clear", f"/load {saved}", "/help", "/quit"),
+    )
+    assert (code, err) == (0, "")
+    assert "Paris" in out
+    assert "steps per canvas" in out
+    assert "/system TEXT" in out
+    messages = json.loads(saved.read_text())["messages"]
+    assert [message["role"] for message in messages] == ["user", "assistant"]
+    assert "Paris" in messages[1]["content"]
+
+
+def test_chat_survives_mistakes(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_gguf: Path,
+    tmp_path: Path,
+) -> None:
+    broken = tmp_path / "broken.json"
+    broken.write_text("{}")
+    lines = ["/nonsense", "/save", f"/load {broken}", "/load nowhere", "word " * 2000, "/stats"]
+    code, out, err = talk(capsys, monkeypatch, tiny_gguf, *lines)
+    assert code == 0
+    assert "no answer yet" in out
+    for part in ("/nonsense", "name of a file", "broken.json", "nowhere", "context"):
+        assert part in err
+
+
+def _take_terminal() -> None:
+    """Ctrl-C reaches a program through its controlling terminal, unless it inherits ignoring it."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+class Terminal:
+    """The program on a terminal of its own."""
+
+    def __init__(self, *arguments: object, columns: int = 80) -> None:
+        self.master, slave = pty.openpty()
+        environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": str(columns)}
+        environment.pop("NO_COLOR", None)
+        self.process = subprocess.Popen(
+            [*PROGRAM, *map(str, arguments)],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=_take_terminal,
+        )
+        os.close(slave)
+        self.seen = ""
+
+    def wait_for(self, text: str, seconds: float = 120) -> None:
+        end = time.monotonic() + seconds
+        while text not in self.seen:
+            assert time.monotonic() < end, f"{text!r} did not come: {self.seen[-300:]!r}"
+            if select.select([self.master], [], [], 0.2)[0]:
+                try:
+                    self.seen += os.read(self.master, 65536).decode("utf-8", "replace")
+                except OSError:  # the program has gone
+                    assert text in self.seen, f"{text!r} did not come: {self.seen[-300:]!r}"
+
+    def type(self, text: str) -> None:
+        os.write(self.master, text.encode())
+
+    def end(self, seconds: float = 60) -> int:
+        deadline = time.monotonic() + seconds
+        while self.process.poll() is None and time.monotonic() < deadline:
+            if select.select([self.master], [], [], 0.1)[0]:
+                try:
+                    self.seen += os.read(self.master, 65536).decode("utf-8", "replace")
+                except OSError:
+                    break
+        code = self.process.wait(10)
+        os.close(self.master)
+        return code
+
+
+SLOW = ("--confidence-threshold", "1e-30", "--max-denoising-steps", "5000")
+
+
+def test_the_canvas_is_drawn_on_a_terminal(tiny_gguf: Path) -> None:
+    terminal = Terminal(
+        *("generate", "-m", tiny_gguf, "-p", QUESTION, "--chat", "--seed", 1, "--live", "-c", 512)
+    )
+    terminal.wait_for("canvas 1, step 1")
+    terminal.wait_for("Paris")
+    assert terminal.end() == 0
+    assert "\x1b[?25h" in terminal.seen  # the cursor is back
+
+
+def test_ctrl_c_ends_a_live_answer(tiny_gguf: Path) -> None:
+    terminal = Terminal(
+        *("generate", "-m", tiny_gguf, "-p", QUESTION, "--chat", "--live", "-c", 512), *SLOW
+    )
+    terminal.wait_for("step 3")
+    terminal.process.send_signal(signal.SIGWINCH)
+    terminal.type("\x03")
+    assert terminal.end() == 130
+    assert "Traceback" not in terminal.seen
+
+
+def test_ctrl_c_once_stops_an_answer_and_twice_leaves(tiny_gguf: Path) -> None:
+    terminal = Terminal("chat", "-m", tiny_gguf, "-c", 512, *SLOW)
+    terminal.wait_for("> ")
+    terminal.type(f"{QUESTION}\n")
+    terminal.wait_for("step 3")
+    terminal.type("\x03")
+    terminal.type("/stats\n")
+    terminal.wait_for("tokens/s")
+    terminal.type("\x03")
+    time.sleep(0.5)
+    terminal.type("\x03")
+    assert terminal.end() == 130
+    assert "Traceback" not in terminal.seen
