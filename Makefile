@@ -13,7 +13,7 @@ TINY   := build/tiny-Q4_0.gguf
 demo: $(TINY)
 	@$(BIN)/dgemma generate -m $(TINY) --chat --live --seed 1 -p "What is the capital of France?"
 	@$(BIN)/dgemma generate -m $(TINY) --chat --live --seed 1 -p "Reverse the list: fox lamp river"
-	@$(BIN)/dgemma generate -m $(TINY) --chat --live --seed 1 -p "Count from 7 to 25."
+	@$(BIN)/dgemma generate -m $(TINY) --chat --live --seed 1 -p "Repeat: the red fox sees a bell near the lake."
 
 test: lint $(VENV)/tests-installed
 	$(BIN)/python -m pytest -q tests

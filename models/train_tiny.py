@@ -292,9 +292,9 @@ def main() -> None:
     """Train for `--steps`, writing `--out` at the end and every `--snapshot` steps."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=HERE / "tiny")
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--minutes", type=float, default=math.inf, help="end the schedule earlier")
-    parser.add_argument("--tokens", type=int, default=8192, help="tokens in a batch")
+    parser.add_argument("--tokens", type=int, default=5120, help="tokens in a batch")
     parser.add_argument("--snapshot", type=int, default=250)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=0.02, help="of Muon; AdamW takes 0.15 of it")

@@ -26,12 +26,12 @@ def tiny() -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Folder of a random checkpoint, by the name of its spec in checkpoints.SPECS."""
-    from checkpoints import SPECS, make_checkpoint
+    """Folder of a random checkpoint, by the name of its spec in checkpoints.py."""
+    from checkpoints import CALM, SPECS, make_checkpoint
 
     @functools.cache
     def folder(name: str) -> Path:
-        return make_checkpoint(tmp_path_factory.mktemp(name), SPECS[name])
+        return make_checkpoint(tmp_path_factory.mktemp(name), {**SPECS, **CALM}[name])
 
     return folder
 
@@ -61,10 +61,10 @@ def gguf_file(
 
     folder = tmp_path_factory.mktemp("gguf")
 
-    @functools.cache
     def converted(name: str, outtype: str = "f32") -> Path:
         path = folder / f"{name}-{outtype}.gguf"
-        convert(checkpoint(name), path, outtype, progress=False)
+        if not path.exists():
+            convert(checkpoint(name), path, outtype, progress=False)
         return path
 
     return converted

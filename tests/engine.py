@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import dgemma
-from checkpoints import SPECS
+from checkpoints import CALM, SPECS
 
 
 def open_model(path: Path, **options: Any) -> dgemma.DiffusionGemma:
@@ -23,7 +23,7 @@ def random_tokens(
     name: str, n_prompt: int, n_canvases: int = 3, seed: int = 0
 ) -> tuple[list[int], list[list[int]]]:
     """A prompt and canvases for the model of spec `name`."""
-    spec = SPECS[name]
+    spec = {**SPECS, **CALM}[name]
     rng = np.random.default_rng(seed)
     prompt = rng.integers(0, spec.vocab, n_prompt).tolist()
     return prompt, rng.integers(0, spec.vocab, (n_canvases, spec.canvas)).tolist()

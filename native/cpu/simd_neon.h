@@ -89,14 +89,11 @@ static inline void vi_store_bytes(int8_t *p, vi a) {
     vst1_lane_s32((int32_t *)(void *)p, vreinterpret_s32_s8(bytes), 0);
 }
 
-static inline vi vi_load_four(const int8_t *x) {
+static inline vi vi_dot4(vi acc, vi w, const int8_t *x, const int w_signed) {
     int32_t four;
-    memcpy(&four, x, sizeof four);
-    return vdupq_n_s32(four);
-}
-static inline vi vi_dot4(vi acc, vi w, vi x, const int w_signed) {
     (void)w_signed; /* unsigned codes are below 128 */
-    int8x16_t codes = vreinterpretq_s8_s32(w), all = vreinterpretq_s8_s32(x);
+    memcpy(&four, x, sizeof four);
+    int8x16_t codes = vreinterpretq_s8_s32(w), all = vreinterpretq_s8_s32(vdupq_n_s32(four));
 #if defined(__ARM_FEATURE_DOTPROD)
     return vdotq_s32(acc, codes, all);
 #else

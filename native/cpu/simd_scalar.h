@@ -195,21 +195,14 @@ static inline vf vf_power_of_two(vi exponent) { /* 2^exponent, −126 … 127 */
 /* The low byte of each lane. */
 static inline void vi_store_bytes(int8_t *p, vi a) { EACH_LANE p[lane_] = (int8_t)OF(a); }
 
-/* The same four bytes in all lanes. */
-static inline vi vi_load_four(const int8_t *x) {
-    int32_t four;
-    memcpy(&four, x, sizeof four);
-    return vi_set(four);
-}
-/* acc + Σ of four products of bytes per lane; those of x are signed, those of w with w_signed, and otherwise at most
- * 127, or 255 where Q8_OFFSET is 128. */
-static inline vi vi_dot4(vi acc, vi w, vi x, const int w_signed) {
+/* acc + Σ of four products of bytes per lane; `x` holds four signed bytes, the same for all lanes. The bytes of w are
+ * signed with w_signed, and otherwise at most 127. */
+static inline vi vi_dot4(vi acc, vi w, const int8_t *x, const int w_signed) {
     (void)w_signed;
     EACH_LANE {
-        int8_t a[4], b[4];
-        memcpy(a, &OF(w), sizeof a);
-        memcpy(b, &OF(x), sizeof b);
-        OF(acc) += a[0] * b[0] + a[1] * b[1] + a[2] * b[2] + a[3] * b[3];
+        int8_t b[4];
+        memcpy(b, &OF(w), sizeof b);
+        OF(acc) += b[0] * x[0] + b[1] * x[1] + b[2] * x[2] + b[3] * x[3];
     }
     return acc;
 }
