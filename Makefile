@@ -8,7 +8,7 @@ SOURCES := $(shell find native python convert -type f -not -name '*.so' -not -pa
            CMakeLists.txt pyproject.toml
 TINY   := build/tiny-Q4_0.gguf
 
-.PHONY: demo test bench fuzz lint sanitize clean
+.PHONY: cuda-all demo test bench fuzz lint sanitize clean
 
 demo: $(TINY)
 	@$(BIN)/dgemma generate -m $(TINY) --chat --live --seed 1 -p "What is the capital of France?"
@@ -50,3 +50,9 @@ $(VENV)/tests-installed: $(SOURCES) | $(VENV)/bin/python
 
 clean:
 	rm -rf build $(VENV)
+
+# libdgemma_cuda.so for every supported GPU; takes long. CUDA code for later ones is made from the PTX of the last.
+cuda-all:
+	cmake -S . -B build/cuda -DDGEMMA_CUDA=ON \
+	  "-DCMAKE_CUDA_ARCHITECTURES=80-real;86-real;89-real;90-real;100-real;120-real;121"
+	cmake --build build/cuda --target dgemma_cuda

@@ -5,7 +5,7 @@ any thread: memory is given back once the last view or call that uses it is gone
 """
 
 from .file import File, Keys
-from .library import measure_limits, version
+from .calls import measure_limits, version
 from .model import Model
 from .session import Session, token_ids
 from .types import dequantize, quantize, type_info

@@ -12,7 +12,7 @@ import numpy as np
 from .._dgemma import ffi, lib
 from ..errors import Error
 from ..values import Tensor, TypeInfo
-from .library import PathLike, check
+from .calls import PathLike, check
 from .types import type_info
 
 _SCALARS = {

@@ -11,7 +11,7 @@ from .._dgemma import ffi, lib
 from ..errors import Error
 from ..values import Memory, ModelInfo, Progress, Sampling
 from .file import File
-from .library import Call, PathLike, check
+from .calls import Call, PathLike, check
 from .types import type_info
 
 _BACKENDS = {

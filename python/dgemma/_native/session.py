@@ -23,7 +23,7 @@ from ..values import (
     Progress,
     Sampling,
 )
-from .library import Call, PathLike, check, copied
+from .calls import Call, PathLike, check, copied
 from .model import Model, session_params
 
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from .._dgemma import ffi, lib
 from ..values import ByteArray, FloatArray, TypeInfo
-from .library import check
+from .calls import check
 
 
 def type_info(type: int | str) -> TypeInfo:
