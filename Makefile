@@ -16,8 +16,12 @@ demo: $(TINY)
 	@$(BIN)/dgemma generate -m $(TINY) --chat --live --seed 1 -p "Repeat: the red fox sees a bell near the lake."
 
 test: lint $(VENV)/tests-installed
-	$(BIN)/python -m pytest -q tests
+	$(BIN)/python -m pytest -q tests --ignore tests/test_cuda.py
 	$(MAKE) sanitize
+
+# The CUDA backend in an emulation of the device: slow, and apart as long as no GPU has confirmed it.
+test-cuda: $(VENV)/tests-installed
+	$(BIN)/python -m pytest -q tests/test_cuda.py
 
 # The C tests, and the Python tests of everything that reads untrusted bytes, under AddressSanitizer and UBSan.
 sanitize: $(VENV)/tests-installed

@@ -1,5 +1,9 @@
 /* Workers spin for a while after each piece of work, since the next one follows within microseconds during a forward
- * pass, then sleep on a condition variable, so that an idle session costs nothing. */
+ * pass, then sleep on a condition variable, so that an idle session costs nothing.
+ *
+ * A call waits for its pieces, not for its workers: one that the machine has no time for is done without. So `ticket`
+ * holds both the call's number and the next piece, and a piece is taken by advancing it: a worker that wakes up late
+ * finds another number and cannot take a piece of a call that it has not read. */
 #define _GNU_SOURCE
 #include "threads.h"
 
@@ -23,11 +27,11 @@ struct dg_pool {
     atomic_uint generation; /* counts calls of dg_pool_run; a worker that sees a new one starts */
     atomic_bool quit;
     atomic_int n_sleeping;
-    atomic_int n_busy; /* workers that have not finished the current generation */
-    atomic_int_fast64_t next;
-    int64_t n_items;
-    dg_work work;
-    void *context;
+    atomic_uint_least64_t ticket; /* generation in the upper half, next piece in the lower one */
+    atomic_uint n_done;           /* pieces finished */
+    atomic_uint n_items;          /* these three are read while they may be replaced; `ticket` tells */
+    _Atomic(dg_work) work;
+    _Atomic(void *) context;
     bool spin; /* false with more threads than cores: spinning would steal time from the threads that work */
 };
 
@@ -44,11 +48,19 @@ static inline void pause_briefly(void) {
 #endif
 }
 
+#define NO_PIECE UINT32_MAX /* in the lower half of a ticket: closed, the call is being replaced */
+
 static void take_items(dg_pool *pool, int thread) {
     for (;;) {
-        int64_t item = atomic_fetch_add_explicit(&pool->next, 1, memory_order_relaxed);
-        if (item >= pool->n_items) return;
-        pool->work(pool->context, item, thread);
+        uint64_t ticket = atomic_load(&pool->ticket);
+        uint32_t item = (uint32_t)ticket;
+        dg_work work = atomic_load_explicit(&pool->work, memory_order_relaxed);
+        void *context = atomic_load_explicit(&pool->context, memory_order_relaxed);
+        if (item == NO_PIECE || item >= atomic_load_explicit(&pool->n_items, memory_order_relaxed)) return;
+        if (!atomic_compare_exchange_strong(&pool->ticket, &ticket, ticket + 1)) continue;
+        /* The ticket had not changed since before the fields were read, so they belong to it. */
+        work(context, item, thread);
+        atomic_fetch_add_explicit(&pool->n_done, 1, memory_order_release);
     }
 }
 
@@ -70,7 +82,6 @@ static void *run_worker(void *argument) {
         seen = generation;
         if (atomic_load(&pool->quit)) break;
         take_items(pool, self->thread);
-        atomic_fetch_sub_explicit(&pool->n_busy, 1, memory_order_acq_rel);
     }
     free(self);
     return NULL;
@@ -173,20 +184,19 @@ void dg_pool_free(dg_pool *pool) {
 
 int dg_pool_size(const dg_pool *pool) { return pool->n_threads; }
 
-void dg_pool_run(dg_pool *pool, int64_t n_items, dg_work work, void *context) {
-    pool->work = work;
-    pool->context = context;
-    pool->n_items = n_items;
-    atomic_store(&pool->next, 0);
-    if (pool->n_threads == 1 || n_items <= 1) {
-        take_items(pool, 0);
-        return;
-    }
-    atomic_store(&pool->n_busy, pool->n_threads - 1);
-    announce(pool);
+void dg_pool_run(dg_pool *pool, int64_t n, dg_work work, void *context) {
+    const uint32_t n_items = (uint32_t)n;
+    uint64_t generation = (atomic_load(&pool->ticket) >> 32) + 1;
+    atomic_store(&pool->ticket, generation << 32 | NO_PIECE);
+    atomic_store(&pool->work, work);
+    atomic_store(&pool->context, context);
+    atomic_store(&pool->n_items, n_items);
+    atomic_store(&pool->n_done, 0);
+    atomic_store(&pool->ticket, generation << 32);
+    if (pool->n_threads > 1 && n_items > 1) announce(pool);
     take_items(pool, 0);
     int spins = 0;
-    while (atomic_load_explicit(&pool->n_busy, memory_order_acquire) > 0) {
+    while (atomic_load_explicit(&pool->n_done, memory_order_acquire) < n_items) {
         if (pool->spin && spins++ < SPINS_BEFORE_SLEEP)
             pause_briefly();
         else

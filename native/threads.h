@@ -17,7 +17,7 @@ dg_status dg_pool_create(int n_threads, dg_pool **pool, dg_error *error);
 void dg_pool_free(dg_pool *pool);
 int dg_pool_size(const dg_pool *pool);
 
-/* Runs work(context, 0 … n_items − 1), each once, and returns when all are done. Pieces are handed out in ascending
+/* Runs work(context, 0 … n_items − 1), n_items < 2³², each once, and returns when all are done. Pieces are handed out in ascending
  * order, so put the largest first. Not reentrant: one call at a time per pool. */
 void dg_pool_run(dg_pool *pool, int64_t n_items, dg_work work, void *context);
 
