@@ -2,7 +2,7 @@
 
 Everything here is generated from small word lists, so that the whole world the model has to know
 fits into a few million weights. A question belongs to the held-out set when a hash of its text
-says so; training never draws such a question, whatever the seed.
+says so; training never asks such a question, whatever the seed (one may stand in an earlier turn).
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ SPECS = {
         Spec("narrow", hidden=128, layers="fsssff", heads=2, head_dim=64, kv_heads=2,
              full_head_dim=96, full_kv_heads=2, mlp=224, experts=12, top_k=1, expert_mlp=96,
              window=40, canvas=10, vocab=403, softcap=50.0, theta=1e3, full_theta=1e5, rotary=1.0,
-             logit_gain=1.5, dtype=torch.bfloat16, seed=4),
+             post_norm=0.2, logit_gain=1.5, dtype=torch.bfloat16, seed=4),
         # All experts used, the widest heads, a long canvas, old keys, bfloat16.
         Spec("long", hidden=192, layers="sf", heads=4, head_dim=48, kv_heads=1, full_head_dim=128,
              full_kv_heads=4, mlp=64, experts=3, top_k=3, expert_mlp=128, window=64, canvas=64,

@@ -14,8 +14,8 @@ from checkpoints import CALM, SPECS
 
 
 def open_model(path: Path, **options: Any) -> dgemma.DiffusionGemma:
-    """A model on the CPU with a float32 cache, unless `options` say otherwise."""
-    defaults = {"n_ctx": 1024, "type_k": "f32", "type_v": "f32", "backend": "cpu", "n_threads": 2}
+    """A model on one CPU thread with a float32 cache, unless `options` say otherwise."""
+    defaults = {"n_ctx": 1024, "type_k": "f32", "type_v": "f32", "backend": "cpu", "n_threads": 1}
     return dgemma.DiffusionGemma(path, **{**defaults, **options})
 
 

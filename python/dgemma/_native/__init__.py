@@ -4,8 +4,8 @@ Calls into C run without the interpreter lock. Everything here may be closed at 
 any thread: memory is given back once the last view or call that uses it is gone.
 """
 
-from .file import File, Keys
 from .calls import measure_limits, version
+from .file import File, Keys
 from .model import Model
 from .session import Session, token_ids
 from .types import dequantize, quantize, type_info

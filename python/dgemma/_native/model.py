@@ -10,8 +10,8 @@ import numpy as np
 from .._dgemma import ffi, lib
 from ..errors import Error
 from ..values import Memory, ModelInfo, Progress, Sampling
-from .file import File
 from .calls import Call, PathLike, check
+from .file import File
 from .types import type_info
 
 _BACKENDS = {
