@@ -16,7 +16,7 @@ import dgemma
 from dgemma import Commit, DiffusionGemma, Draft
 
 QUESTION = "What is the capital of France?"
-PROSE = "The old man"
+PROSE = "Once there was a small owl that lived near the lake. One day the owl"
 
 
 @pytest.fixture(scope="module")
