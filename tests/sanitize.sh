@@ -9,7 +9,7 @@ build=build/sanitize
 site=$PWD/$build/site
 PATH="$bin:$PATH"
 
-cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DDGEMMA_PYTHON=ON \
+cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Debug -DCMAKE_C_FLAGS_DEBUG="-O1 -g1" -DDGEMMA_PYTHON=ON \
     -DDGEMMA_SANITIZE=address,undefined -DPython_EXECUTABLE="$bin/python" >"$build.log" 2>&1 || { cat "$build.log"; exit 1; }
 cmake --build "$build" >>"$build.log" 2>&1 || { cat "$build.log"; exit 1; }
 rm -rf "$site"
@@ -24,6 +24,6 @@ export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:allocator_may_return_null=1
 export UBSAN_OPTIONS=print_stacktrace=1
 export PYTHONPATH="$site" PYTHONDONTWRITEBYTECODE=1
 if [ $# -eq 0 ]; then
-    set -- tests/test_gguf_reader.py tests/test_hostile_files.py tests/test_quant.py tests/test_package_options.py
+    set -- tests/test_gguf_reader.py tests/test_hostile_files.py tests/test_quant.py tests/test_package_api.py
 fi
 exec "$bin/python" -m pytest -q -p no:cacheprovider "$@"
