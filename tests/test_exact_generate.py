@@ -11,8 +11,9 @@ import pytest
 
 import dgemma
 from checkpoints import SPECS
+from dgemma_convert import convert
 from engine import open_model
-from reference import Recording, record_generate
+from reference import Recording, Reference, record_generate
 
 # Ways to run the sampler, so that canvases settle early, late and not at all.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -154,3 +155,24 @@ def test_too_few_recorded_draws_are_refused(recorded, models):
     )
     with pytest.raises(ValueError, match="noise"):
         models["small"].generate(case.prompt(), max_tokens=5, noise=short, **OPTIONS[case.options])
+
+
+QUESTIONS = ["What is the capital of France?", "Reverse the word planet.", "Count from 3 to 41."]
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_the_trained_model_answers_as_in_transformers(tiny, tmp_path, question):
+    """Real text, sharp predictions: models/tiny with its own tokenizer and defaults."""
+    path = tmp_path / "tiny-f32.gguf"
+    convert(tiny, path, "f32", progress=False)
+    judge = Reference.load(tiny)
+    with open_model(path) as llm:
+        prompt = llm.tokenize(
+            f"<bos><|turn>user\n{question}<turn|>\n<|turn>model\n".encode(),
+            add_bos=False,
+            special=True,
+        )
+        expected = record_generate(judge, prompt, 0, max_new_tokens=2 * judge.canvas_length)
+        out = llm.generate(prompt, max_tokens=2 * judge.canvas_length, noise=noise_of(expected))
+    assert list(out.tokens) == without_end(expected)
+    assert list(out.stats.steps) == expected.steps
