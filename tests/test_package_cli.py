@@ -66,10 +66,10 @@ def test_prompts_from_files(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     options = ("-m", tiny_gguf, "-n", 4, "--seed", 1, "-c", 512)
-    (tmp_path / "prompt").write_text("Once there was a small owl that lived near the lake. One day the owl")
-    given = run(capsys, "generate", "-p", "Once there was a small owl that lived near the lake. One day the owl", *options)
+    (tmp_path / "prompt").write_text("The old man")
+    given = run(capsys, "generate", "-p", "The old man", *options)
     assert run(capsys, "generate", "--file", tmp_path / "prompt", *options) == given
-    monkeypatch.setattr("sys.stdin", io.StringIO("Once there was a small owl that lived near the lake. One day the owl"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("The old man"))
     assert run(capsys, "generate", "--file", "-", *options) == given
 
 

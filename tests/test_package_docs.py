@@ -21,10 +21,10 @@ LLAMA_PROGRAM = """
 from llama_cpp import Llama
 
 llm = Llama(model_path="model.gguf", n_ctx=512, n_threads=1, seed=1, verbose=False)
-output = llm("Once there was a small owl that lived near the lake. One day the owl", max_tokens=8, stop=["Q:"], echo=True)
+output = llm("The old man", max_tokens=8, stop=["Q:"], echo=True)
 assert output["object"] == "text_completion"
 text = output["choices"][0]["text"]
-assert text.startswith("Once there was a small owl that lived near the lake. One day the owl")
+assert text.startswith("The old man")
 
 messages = [
     {"role": "system", "content": "You are a helpful assistant."},
