@@ -121,7 +121,7 @@ def export(weights: dict[str, Tensor], tokenizer: Tokenizer, out: Path) -> None:
         clean_up_tokenization_spaces=False,
         model_max_length=4096,
     )
-    fast.chat_template = (HERE / "chat_template.jinja").read_text()
+    fast.chat_template = (HERE.parent / "python" / "dgemma" / "gemma4.jinja").read_text()
     fast.save_pretrained(out)
 
 
