@@ -65,14 +65,14 @@ def test_a_conversation(page: Browser) -> None:
     say(page, QUESTION)
     page.wait(IDLE % 1)
     assert "Paris" in page.run("document.querySelector('.answer .text').textContent")
-    assert page.run("seen.steps") >= 1
     figures = page.run("document.querySelector('.foot').textContent")
     for part in ("seed 1", "steps", "tokens/s"):
         assert part in figures
     picture(page, "answer")
-    # The model has not learnt this: it takes many steps, so that the page cannot miss all unsure ones.
+    # Not learnt, so it takes many steps: a known answer's two may pass between two drawings.
     say(page, "Reverse the word planet.")
     page.wait(IDLE % 2)
+    assert page.run("seen.steps") >= 1
     assert page.run("seen.faint") >= 1
     assert [m["role"] for m in page.run("messages")] == ["user", "assistant"] * 2
     page.run("$('clear').click()")
