@@ -9,6 +9,7 @@
 #ifndef DG_BACKEND_H
 #define DG_BACKEND_H
 
+#include "collector.h"
 #include "model.h"
 
 typedef struct dg_backend dg_backend;
@@ -105,6 +106,10 @@ struct dg_backend_ops {
 
     /* Waits for everything; the first failure since the last `finish`. */
     dg_status (*finish)(dg_backend *backend, dg_error *error);
+
+    /* From now on adds the squares of the activations that meet each weight to `collector`; NULL ends that. NULL where
+     * the device cannot. */
+    void (*collect)(dg_backend *backend, dg_collector *collector);
 };
 
 /* "cpu (avx512)": the kernels chosen for this machine, capped by the environment variable DGEMMA_ISA. */

@@ -109,6 +109,7 @@ void dg_session_free(dg_session *session) {
     dg_forward_free(&session->forward);
     dg_kv_cache_free(&session->cache);
     if (session->backend != NULL) session->model->backend->free(session->backend);
+    dg_collector_free(session->collector);
     dg_model_release(session->model);
     free(session);
 }
@@ -215,3 +216,34 @@ int32_t dg_session_operations(const dg_session *session, dg_operation *operation
 }
 
 void dg_session_reset_operations(dg_session *session) { dg_profile_reset(&session->profile); }
+
+void dg_session_collect_end(dg_session *session) {
+    if (session->collector == NULL) return;
+    session->model->backend->collect(session->backend, NULL);
+    dg_collector_free(session->collector);
+    session->collector = NULL;
+}
+
+dg_status dg_session_collect_begin(dg_session *session, dg_error *error) {
+    const dg_model *model = session->model;
+    if (model->backend->collect == NULL)
+        return dg_fail(error, DG_ERROR_BACKEND, "%s cannot collect activations: open the model for the CPU",
+                       model->backend_name);
+    dg_session_collect_end(session);
+    DG_TRY(dg_collector_create(model, &session->collector, error));
+    model->backend->collect(session->backend, session->collector);
+    return DG_OK;
+}
+
+int32_t dg_session_collected(const dg_session *session, dg_activations *activations, int32_t capacity) {
+    int32_t n = 0;
+    if (session->collector == NULL) return 0;
+    const dg_squares *squares = dg_collector_squares(session->collector, &n);
+    for (int32_t i = 0; i < n && i < capacity; i++)
+        activations[i] = (dg_activations){.name = squares[i].name,
+                                          .n_matrices = squares[i].weight->n_matrices,
+                                          .n_cols = squares[i].weight->n_cols,
+                                          .sums = squares[i].sums,
+                                          .counts = squares[i].counts};
+    return n;
+}

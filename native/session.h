@@ -13,6 +13,7 @@ struct dg_session {
     dg_denoiser denoiser;
     dg_profile profile;
     atomic_bool cancel;
+    dg_collector *collector; /* or NULL */
 };
 
 #endif

@@ -71,7 +71,11 @@ class NumpyModel:
         y = x / np.sqrt((x**2).mean(-1, keepdims=True) + self.eps)
         return y if name is None else y * self.w[name + ".weight"]
 
+    def meets(self, name: str, x: F64, matrix: int = 0) -> None:
+        """Called before rows `x` meet a weight, or one expert's matrix of it."""
+
     def linear(self, x: F64, name: str) -> F64:
+        self.meets(name, x)
         return x @ self.w[name + ".weight"].T
 
     def rope(self, x: F64, layer: int) -> F64:
@@ -138,7 +142,9 @@ class NumpyModel:
             chosen = np.argsort(-p[token], kind="stable")[: self.top_k]
             share = p[token, chosen] / p[token, chosen].sum()
             for e, weight in zip(chosen, share * scale[chosen], strict=True):
+                self.meets(b + "ffn_gate_up_exps", h[token : token + 1], e)
                 inner = gelu(gate[e] @ h[token]) * (up[e] @ h[token])
+                self.meets(b + "ffn_down_exps", inner[None], e)
                 y[token] += weight * (down[e] @ inner)
         return y
 
@@ -172,5 +178,5 @@ class NumpyModel:
             soft = p @ self.embedding * self.root
             x = x + self.mlp(self.rms(soft, "self_cond_pre_norm"), "self_cond_")
         x = self.layers(self.rms(x), encoding=False)
-        logits = self.rms(x, "output_norm") @ self.embedding.T
+        logits = self.linear(self.rms(x, "output_norm"), "token_embd")
         return self.softcap * np.tanh(logits / self.softcap)

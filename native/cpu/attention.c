@@ -117,6 +117,7 @@ void dg_cpu_project_qkv(dg_backend *backend, const dg_layer *layer, const float 
         dg_form form = dg_form_of(kernels, weights[i]);
         if (rows.n == 0 || !dg_form_equal(form, rows.form)) /* q, k and v may be of different types */
             rows = dg_pack_normed(backend, form, x, n, weights[i]->n_cols, layer->attn_norm, 1.0f);
+        dg_collect_rows(backend, weights[i], x, n, layer->attn_norm);
         dg_matmul(backend, weights[i], &rows, outs[i]);
     }
     projection p = {.backend = backend,
@@ -213,6 +214,7 @@ static void add_residual(void *context, int64_t row, int thread) {
 
 void dg_cpu_project_output(dg_backend *backend, const dg_layer *layer, const float *a, int32_t n, float *x) {
     dg_rows rows = dg_pack(backend, dg_form_of(backend->kernels, &layer->attn_output), a, n, layer->attn_output.n_cols);
+    dg_collect_rows(backend, &layer->attn_output, a, n, NULL);
     dg_matmul(backend, &layer->attn_output, &rows, backend->product);
     residual r = {backend, layer->post_attention_norm, x};
     dg_pool_run(backend->pool, n, add_residual, &r);

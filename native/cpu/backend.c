@@ -206,4 +206,5 @@ const dg_backend_ops dg_cpu_backend = {
     .soft_embedding = dg_cpu_soft_embedding,
     .sample = dg_cpu_sample,
     .finish = finish,
+    .collect = dg_cpu_collect,
 };

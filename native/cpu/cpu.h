@@ -50,6 +50,7 @@ struct dg_backend {
     dg_pool *pool;
     void *memory; /* the one allocation that all below point into */
     dg_thread *threads;
+    dg_collector *collector; /* or NULL */
 
     void *packed;        /* the activations that enter an operation, (max_rows, largest n_cols) */
     void *packed_hidden; /* a gated MLP's hidden features, (max_rows, n_ff) */
@@ -110,11 +111,21 @@ void dg_multiply_features(const dg_cpu_kernels *kernels, dg_panel *panel, const 
 typedef struct dg_gated {
     const dg_weight *gate, *up;
     int64_t matrix, gate_first, up_first, n_ff;
+    dg_squares *hidden_squares; /* of the hidden features; or NULL */
 } dg_gated;
 void dg_multiply_gated(dg_backend *backend, int thread, const dg_gated *gated, int64_t first, const dg_rows *rows,
                        const dg_rows *hidden);
 
+/* ---- collect.c: nothing happens, at no cost, unless the session collects ---- */
+
+/* The rows of x (n, w->n_cols) meet `w`; with a `norm`, as rms(x, norm). */
+void dg_collect_rows(dg_backend *backend, const dg_weight *w, const float *x, int32_t n, const float *norm);
+/* Likewise, but each row meets the matrices of its chosen experts. */
+void dg_collect_chosen(dg_backend *backend, const dg_weight *w, const float *x, int32_t n, const float *norm);
+
 /* ---- the operations of backend.h, by file ---- */
+
+void dg_cpu_collect(dg_backend *backend, dg_collector *collector);
 
 void dg_cpu_mlp(dg_backend *backend, const dg_mlp *mlp, const float *x, int32_t n, float *out);
 void dg_cpu_moe(dg_backend *backend, const dg_moe *moe, const float *x, int32_t n, float *out);

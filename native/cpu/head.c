@@ -39,6 +39,7 @@ static int32_t tokens_of(const head_job *job, int64_t tile) {
 
 static dg_rows pack_head(dg_backend *backend, const float *x, int32_t n) {
     const dg_model *model = backend->model;
+    dg_collect_rows(backend, &model->token_embd, x, n, model->output_norm);
     return dg_pack_normed(backend, dg_form_of(backend->kernels, &model->token_embd), x, n, model->n_embd,
                           model->output_norm, 1.0f);
 }

@@ -119,6 +119,7 @@ void dg_multiply_gated(dg_backend *backend, int thread_index, const dg_gated *ga
     for (int32_t r = 0; r < rows->n; r++) {
         float *gate_row = thread->gate + (int64_t)r * DG_FEATURES, *up_row = thread->up + (int64_t)r * DG_FEATURES;
         kernels->gelu_multiply(gate_row, up_row, n, gate_row);
+        if (gated->hidden_squares != NULL) dg_squares_add(gated->hidden_squares, gated->matrix, first, gate_row, n);
         kernels->pack(hidden, r, first, gate_row, n);
     }
 }
@@ -167,7 +168,15 @@ void dg_cpu_mlp(dg_backend *backend, const dg_mlp *mlp, const float *x, int32_t 
         dg_pack_normed(backend, dg_common_form(kernels, &mlp->gate, &mlp->up), x, n, mlp->gate.n_cols, mlp->norm, 1.0f);
     dg_rows hidden = dg_rows_in(kernels, backend->packed_hidden, dg_form_of(kernels, &mlp->down), n, n_ff, 0,
                                 dg_rows_n_tiles(kernels, n));
-    gated_layer g = {backend, {&mlp->gate, &mlp->up, 0, 0, 0, n_ff}, &rows, &hidden};
+    gated_layer g = {.backend = backend,
+                     .gated = {.gate = &mlp->gate,
+                               .up = &mlp->up,
+                               .n_ff = n_ff,
+                               .hidden_squares = dg_collector_of(backend->collector, &mlp->down)},
+                     .rows = &rows,
+                     .hidden = &hidden};
+    dg_collect_rows(backend, &mlp->gate, x, n, mlp->norm);
+    dg_collect_rows(backend, &mlp->up, x, n, mlp->norm);
     dg_pool_run(backend->pool, (n_ff + DG_FEATURES - 1) / DG_FEATURES, multiply_hidden, &g);
     dg_matmul(backend, &mlp->down, &hidden, out);
 }

@@ -155,13 +155,19 @@ void dg_cpu_moe(dg_backend *backend, const dg_moe *moe, const float *x, int32_t 
     const dg_cpu_kernels *kernels = backend->kernels;
     mixture m = {.backend = backend, .moe = moe, .x = x, .out = out};
     if (moe->gate_up.data != NULL)
-        m.gated = (dg_gated){&moe->gate_up, &moe->gate_up, 0, 0, moe->gate_up.n_rows / 2, moe->gate_up.n_rows / 2};
+        m.gated = (dg_gated){.gate = &moe->gate_up,
+                             .up = &moe->gate_up,
+                             .up_first = moe->gate_up.n_rows / 2,
+                             .n_ff = moe->gate_up.n_rows / 2};
     else
-        m.gated = (dg_gated){&moe->gate, &moe->up, 0, 0, 0, moe->gate.n_rows};
+        m.gated = (dg_gated){.gate = &moe->gate, .up = &moe->up, .n_ff = moe->gate.n_rows};
+    m.gated.hidden_squares = dg_collector_of(backend->collector, &moe->down);
     m.form = dg_common_form(kernels, m.gated.gate, m.gated.up);
     m.hidden_form = dg_form_of(kernels, &moe->down);
 
     route(&m, n);
+    dg_collect_chosen(backend, m.gated.gate, x, n, moe->norm);
+    if (m.gated.up != m.gated.gate) dg_collect_chosen(backend, m.gated.up, x, n, moe->norm);
     sort_by_expert(&m, n);
     dg_pool_run(backend->pool, n, pack_for_experts, &m);
     m.n_pieces = (m.gated.n_ff + DG_FEATURES - 1) / DG_FEATURES;

@@ -353,6 +353,24 @@ typedef struct dg_operation {
 int32_t dg_session_operations(const dg_session *session, dg_operation *operations, int32_t capacity);
 void dg_session_reset_operations(dg_session *session);
 
+/* The activations that met one weight: what an importance matrix is made of. */
+typedef struct dg_activations {
+    const char *name;      /* of the tensor; as long as the model */
+    int64_t n_matrices;    /* 1, or the number of experts */
+    int64_t n_cols;        /* input features */
+    const double *sums;    /* (n_matrices, n_cols) Σ x² over rows x of activations */
+    const int64_t *counts; /* (n_matrices) rows x; an expert's are those that were sent to it */
+} dg_activations;
+
+/* From now on every prefill, canvas step and canvas_logits of the session adds the activations that each weight met;
+ * those of the embedding table are the head's. Starts at zero, also when called again. DG_ERROR_BACKEND where the device
+ * cannot. Costs about a tenth of a step while it is on, and nothing otherwise. */
+dg_status dg_session_collect_begin(dg_session *session, dg_error *error);
+/* Returns how many weights there are, fills at most `capacity`, in the order of the file. Pointers are valid until the
+ * session's next collect_begin, collect_end or free. 0 where it does not collect. */
+int32_t dg_session_collected(const dg_session *session, dg_activations *activations, int32_t capacity);
+void dg_session_collect_end(dg_session *session);
+
 typedef struct dg_limits {
     double read_gb_per_s;      /* reading a buffer far larger than the caches */
     double int8_gop_per_s;     /* int8 multiply-adds, two operations each; 0 where the machine has no such unit */

@@ -143,6 +143,17 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Activations:
+    """The rows of activations that met one weight; n_matrices is 1, or the number of experts.
+
+    `sums` (n_matrices, n_cols): their squares. `counts` (n_matrices,): how many rows.
+    """
+
+    sums: npt.NDArray[np.float64]
+    counts: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class Operation:
     """Time and work of one kind of operation, summed over `calls`."""
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from .._dgemma import ffi, lib
 from ..errors import Error
 from ..values import (
+    Activations,
     CanvasNoise,
     CanvasStep,
     FloatArray,
@@ -31,6 +32,13 @@ def _free_session(session: Any, pid: int) -> None:
     # The pool's threads do not survive a fork: a child that joined them would wait for ever.
     if os.getpid() == pid:
         lib.dg_session_free(session)
+
+
+def _activations(c: Any) -> Activations:
+    sums = copied(c.sums, c.n_matrices * c.n_cols, np.float64)
+    return Activations(
+        sums.reshape(c.n_matrices, c.n_cols), copied(c.counts, c.n_matrices, np.int64)
+    )
 
 
 def token_ids(tokens: Ids) -> IdArray:
@@ -283,6 +291,28 @@ class Session:
         """Starts the counts of `operations` again."""
         with self._call() as session:
             lib.dg_session_reset_operations(session)
+
+    def start_collecting(self) -> None:
+        """From now on adds up the activations that each weight meets, from zero.
+
+        BackendError where the device cannot do that: only the CPU can.
+        """
+        error = ffi.new("dg_error *")
+        with self._call() as session:
+            check(lib.dg_session_collect_begin(session, error), error)
+
+    def collected(self) -> dict[str, Activations]:
+        """Sums since `start_collecting` for each weight, by the tensor's name, copied."""
+        with self._call() as session:
+            n = lib.dg_session_collected(session, ffi.NULL, 0)
+            out = ffi.new("dg_activations[]", max(n, 1))
+            lib.dg_session_collected(session, out, n)
+            return {ffi.string(a.name).decode(): _activations(a) for a in out[0:n]}
+
+    def stop_collecting(self) -> None:
+        """Gives the sums' memory back."""
+        with self._call() as session:
+            lib.dg_session_collect_end(session)
 
     def __enter__(self) -> Session:
         return self
