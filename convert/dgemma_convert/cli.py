@@ -67,7 +67,7 @@ def _add_type_options(parser: argparse.ArgumentParser) -> None:
         help=f"another type for tensors with such names; repeatable; T: {TYPE_NAMES}",
     )
     parser.add_argument(
-        "--imatrix", metavar="F", type=Path, help="GGUF file with an importance matrix"
+        "--imatrix", metavar="F", type=Path, help="importance matrix (dgemma imatrix)"
     )
     parser.add_argument(
         "--token-embedding-type", metavar="T", help="another type for token_embd.weight"

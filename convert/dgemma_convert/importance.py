@@ -1,24 +1,43 @@
 """Importance matrices: how much each column of a weight matters, as llama.cpp's tools store it.
 
-For each tensor the file has the sum of the squared activations that met each column, and how many
-rows of activations were counted. A column's mean square weighs the squared error of its weights.
+For each tensor there is the sum of the squared activations that met each column, and how many rows
+of activations were counted. A column's mean square weighs the squared error of its weights.
+
+Two kinds of files hold them. GGUF: `general.type` "imatrix", `imatrix.datasets`, `.chunk_count`
+and `.chunk_size`, and for each tensor NAME.in_sum2 (n_matrices, n_cols) and NAME.counts
+(n_matrices, 1), all float32. The older `.dat`, little endian, with nothing aligned:
+
+    int32 n_entries
+    n_entries times:
+        int32 n, name (n bytes)
+        int32 n_calls, int32 n, mean squares times n_calls (n float32)
+    int32 n_chunks, int32 n, name of the dataset (n bytes); not in the oldest files
+
+A `.dat` has no counts of single experts, and its entries do not say how many matrices they are for.
 """
 
 from __future__ import annotations
 
+import os
+import struct
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from gguf import GGUFValueType, GGUFWriter
+from gguf.gguf_writer import GGUFValue
 from numpy.typing import NDArray
 
 from dgemma import _native
 from dgemma.errors import Error as EngineError
+from dgemma.values import Activations
 
-from .errors import ConvertError
+from .errors import ConvertError, from_os_error
 from .policy import Type
 
 SUMS, COUNTS = ".in_sum2", ".counts"
-# An expert that was met by few tokens is judged by them and by this many average ones.
+# An expert that was met by few tokens is judged by them and by this many average ones: squares of
+# activations vary by about their own size, so 64 of them give a mean to within an eighth.
 AVERAGE_TOKENS = 64
 # Tensors that see the same activations, where the file was made from a model with the other layout.
 SAME_INPUT = (
@@ -31,16 +50,26 @@ Floats = NDArray[np.float32]
 
 
 class Importance:
-    """The importance matrix in a GGUF file."""
+    """The importance matrix in a file of either kind."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._tensors: dict[str, tuple[Floats, Floats]] = {}
+        self.datasets: list[str] = []
+        self.chunk_count = 0
+        # Of a `.dat`, counts are None and the sums are means, flat.
+        self._tensors: dict[str, tuple[Floats, Floats | None]] = {}
         try:
-            with _native.File(path) as file:
-                self._read(file)
-        except (EngineError, OSError) as error:
+            with path.open("rb") as file:
+                is_gguf = file.read(4) == b"GGUF"
+            if is_gguf:
+                with _native.File(path) as gguf:
+                    self._read_gguf(gguf)
+            else:
+                self._read_dat(path.read_bytes())
+        except EngineError as error:
             raise ConvertError(f"{path}: {error}") from error
+        except OSError as error:
+            raise from_os_error(error, "reading") from error
         if not self._tensors:
             raise ConvertError(f"{path}: has no importance matrix (tensors named *{SUMS})")
 
@@ -59,20 +88,23 @@ class Importance:
         if found is None:
             return None
         sums, counts = found
-        if sums.shape != (n_matrices, n_cols) or counts.shape != (n_matrices,):
+        n_counts = n_matrices if counts is None else len(counts)
+        if sums.size != n_matrices * n_cols or n_counts != n_matrices:
             raise ConvertError(
-                f"{self.path}: {name} has {sums.shape[0]} x {sums.shape[1]} values; the model "
+                f"{self.path}: {name} has {sums.size} values for {n_counts} matrices; the model "
                 f"needs {n_matrices} x {n_cols}: it was made for another model"
             )
-        total = counts.sum()
-        if total == 0:
-            return None
-        average = sums.sum(0) / total
-        means: Floats = (sums + AVERAGE_TOKENS * average) / (counts + AVERAGE_TOKENS)[:, None]
-        return means
+        sums = sums.reshape(n_matrices, n_cols)
+        return sums if counts is None else means(sums, counts)
 
-    def _read(self, file: _native.File) -> None:
+    def _read_gguf(self, file: _native.File) -> None:
         tensors = {tensor.name: tensor for tensor in file.tensors}
+        keys = file.keys
+        named = keys.get("imatrix.datasets", [])
+        if isinstance(named, list):
+            self.datasets = [str(dataset) for dataset in named]
+        count = keys.get("imatrix.chunk_count", 0)
+        self.chunk_count = count if isinstance(count, int) and 0 <= count < 2**32 else 0
         for name, tensor in tensors.items():
             if not name.endswith(SUMS):
                 continue
@@ -83,7 +115,142 @@ class Importance:
             # Copied, because the file is closed before they are used.
             sums = np.frombuffer(tensor.data, np.float32).reshape(-1, tensor.n_cols).copy()
             counts = np.frombuffer(counted.data, np.float32).copy()
-            for values in (sums, counts):
-                if not np.all(np.isfinite(values) & (values >= 0)):
-                    raise ConvertError(f"{self.path}: {base} has negative or infinite values")
-            self._tensors[base] = sums, counts
+            self._check_values(base, sums, counts)
+            if counts.sum() > 0:
+                self._tensors[base] = sums, counts
+
+    def _read_dat(self, data: bytes) -> None:
+        reader = _Reader(data, self.path)
+        n_entries = reader.int32()
+        # An entry is at least a name of one byte, two numbers and a value.
+        if not 1 <= n_entries <= len(data) // 17:
+            raise ConvertError(
+                f"{self.path}: no importance matrix: it begins neither like a GGUF file nor like "
+                f"one of llama.cpp's older .dat files"
+            )
+        for _ in range(n_entries):
+            name = reader.text()
+            n_calls = reader.int32()
+            values = np.frombuffer(reader.take(4 * reader.int32()), "<f4").astype(np.float32)
+            self._check_values(name, values)
+            self._tensors[name] = values / np.float32(max(n_calls, 1)), None
+        if not reader.at_end:
+            self.chunk_count = max(reader.int32(), 0)
+            self.datasets = [reader.text()]
+
+    def _check_values(self, name: str, *arrays: Floats) -> None:
+        for values in arrays:
+            if not np.all(np.isfinite(values) & (values >= 0)):
+                raise ConvertError(f"{self.path}: {name} has negative or infinite values")
+
+
+def means(sums: NDArray[np.floating], counts: NDArray[np.number]) -> Floats:
+    """Mean squares (n_matrices, n_cols) from `sums` of that shape and `counts` (n_matrices).
+
+    Experts that few tokens met lean on the average of all tokens and experts of the layer; one that
+    no token met gets just that.
+    """
+    total = np.asarray(counts, np.float64)
+    average = np.asarray(sums, np.float64).sum(0) / max(total.sum(), 1)
+    blended = (sums + AVERAGE_TOKENS * average) / (total + AVERAGE_TOKENS)[:, None]
+    found: Floats = blended.astype(np.float32)
+    return found
+
+
+class _Reader:
+    """The bytes of a `.dat` in turn; ConvertError where they end too early."""
+
+    def __init__(self, data: bytes, path: Path) -> None:
+        self._data, self._path, self._at = data, path, 0
+
+    @property
+    def at_end(self) -> bool:
+        return self._at == len(self._data)
+
+    def take(self, n: int) -> bytes:
+        if not 0 <= n <= len(self._data) - self._at:
+            raise ConvertError(
+                f"{self._path}: damaged: at byte {self._at} a length of {n} is given, but "
+                f"{len(self._data) - self._at} bytes are left"
+            )
+        self._at += n
+        return self._data[self._at - n : self._at]
+
+    def int32(self) -> int:
+        return int(struct.unpack("<i", self.take(4))[0])
+
+    def text(self) -> str:
+        return self.take(self.int32()).decode("utf-8", "replace")
+
+
+def save_importance(
+    path: Path,
+    collected: Mapping[str, Activations],
+    *,
+    dataset: str,
+    chunk_count: int,
+    chunk_size: int,
+) -> None:
+    """Writes an importance matrix: a `.dat` where the name ends so, else a GGUF file.
+
+    Tensors that nothing met are left out. The file appears under its name only when it is whole.
+    ConvertError where it cannot be written, or nothing was collected.
+    """
+    met = {name: a for name, a in sorted(collected.items()) if a.counts.sum() > 0}
+    if not met:
+        raise ConvertError(f"{path}: nothing was collected to write")
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        if path.suffix == ".dat":
+            partial.write_bytes(_dat(met, dataset, chunk_count))
+        else:
+            _write_gguf(partial, met, [dataset], chunk_count, chunk_size)
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise from_os_error(error, "writing") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write_gguf(
+    path: Path,
+    met: Mapping[str, Activations],
+    datasets: Sequence[str],
+    chunk_count: int,
+    chunk_size: int,
+) -> None:
+    writer = GGUFWriter(path, "")
+    # llama.cpp's files have no general.architecture, which the package has put there already.
+    writer.kv_data = [
+        {
+            "general.type": GGUFValue("imatrix", GGUFValueType.STRING),
+            "imatrix.datasets": GGUFValue(
+                list(datasets), GGUFValueType.ARRAY, GGUFValueType.STRING
+            ),
+            "imatrix.chunk_count": GGUFValue(chunk_count, GGUFValueType.UINT32),
+            "imatrix.chunk_size": GGUFValue(chunk_size, GGUFValueType.UINT32),
+        }
+    ]
+    for name, activations in met.items():
+        writer.add_tensor(name + SUMS, activations.sums.astype(np.float32))
+        writer.add_tensor(name + COUNTS, activations.counts[:, None].astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _dat(met: Mapping[str, Activations], dataset: str, chunk_count: int) -> bytes:
+    """A `.dat`. As it has no counts for single experts, the rarely met are blended here."""
+    n_calls = max(chunk_count, 1)
+    parts = [struct.pack("<i", len(met))]
+    for name, activations in met.items():
+        values = (means(activations.sums, activations.counts) * n_calls).astype("<f4").tobytes()
+        encoded = name.encode()
+        parts += [struct.pack("<i", len(encoded)), encoded]
+        parts += [struct.pack("<ii", n_calls, len(values) // 4), values]
+    encoded = dataset.encode()
+    parts += [struct.pack("<ii", chunk_count, len(encoded)), encoded]
+    return b"".join(parts)

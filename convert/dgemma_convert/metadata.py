@@ -59,10 +59,17 @@ def model_keys(
 
 def imatrix_keys(importance: Importance) -> Keys:
     """What a file says of the importance matrix it was made with; llama.cpp's names."""
-    return {
+    keys = {
         "quantize.imatrix.file": GGUFValue(importance.path.name, GGUFValueType.STRING),
         "quantize.imatrix.entries_count": GGUFValue(len(importance), GGUFValueType.UINT32),
     }
+    if importance.datasets:
+        dataset = Path(importance.datasets[0]).name
+        keys["quantize.imatrix.dataset"] = GGUFValue(dataset, GGUFValueType.STRING)
+    if importance.chunk_count:
+        count = GGUFValue(importance.chunk_count, GGUFValueType.UINT32)
+        keys["quantize.imatrix.chunks_count"] = count
+    return keys
 
 
 class ParameterCounts:

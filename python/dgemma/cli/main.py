@@ -12,7 +12,7 @@ from dgemma_convert.errors import ConvertError
 
 from .._native import version
 from ..errors import Error
-from . import bench, chat, generate, inspect, serve
+from . import bench, chat, generate, imatrix, inspect, serve
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130  # wrong usage is 2: argparse's own
 
@@ -27,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_convert_parser(commands)
     add_quantize_parser(commands)
+    imatrix.add_parser(commands)
     inspect.add_parser(commands)
     generate.add_parser(commands)
     chat.add_parser(commands)
