@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 enum { MAX_SHARDS = 1000 }; /* each keeps a file open */
 
@@ -17,6 +16,7 @@ struct dg_file {
     dg_tensor_info *tensors;  /* (n_tensors) shard by shard, in the files' order */
     dg_name *tensors_by_name; /* (n_tensors) */
     int64_t n_tensors;
+    dg_prefetch prefetch;
 };
 
 /* The integer of a split.* key. */
@@ -185,6 +185,7 @@ dg_status dg_file_open(const char *path, dg_file **file, dg_error *error) {
 
 void dg_file_close(dg_file *file) {
     if (file == NULL) return;
+    dg_prefetch_stop(&file->prefetch);
     for (int32_t i = 0; i < file->n_shards; i++) dg_shard_close(&file->shards[i]);
     free(file->tensors_by_name);
     free(file->tensors);
@@ -197,12 +198,7 @@ dg_status dg_file_check(const dg_file *file, dg_error *error) {
     return DG_OK;
 }
 
-void dg_file_advise(const dg_file *file, dg_file_advice advice) {
-    int flag = advice == DG_FILE_WILL_NEED ? MADV_WILLNEED : advice == DG_FILE_RANDOM ? MADV_RANDOM : MADV_NORMAL;
-    for (int32_t i = 0; i < file->n_shards; i++)
-        if (file->shards[i].mapping != NULL)
-            (void)madvise(file->shards[i].mapping, (size_t)file->shards[i].n_bytes, flag); /* only a hint: may fail */
-}
+void dg_file_prefetch(dg_file *file) { dg_prefetch_start(&file->prefetch, file->shards, file->n_shards); }
 
 const char *dg_file_path(const dg_file *file) { return file->shards[0].path; }
 

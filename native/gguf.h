@@ -17,14 +17,8 @@ dg_status dg_file_open_with(const char *path, bool use_mmap, dg_progress_callbac
  * signal handlers; so ask before every prefill and every denoising step. One system call a shard. */
 dg_status dg_file_check(const dg_file *file, dg_error *error);
 
-typedef enum dg_file_advice {
-    DG_FILE_NORMAL,
-    DG_FILE_WILL_NEED, /* start reading everything now */
-    DG_FILE_RANDOM     /* no read-ahead: single experts are read, here and there */
-} dg_file_advice;
-
-/* How the tensors will be used. Only a hint; does nothing where the file is not mapped. */
-void dg_file_advise(const dg_file *file, dg_file_advice advice);
+/* Begins to read all mapped tensors into memory, in the background, when called for the first time. */
+void dg_file_prefetch(dg_file *file);
 
 const char *dg_file_path(const dg_file *file); /* as given to dg_file_open */
 

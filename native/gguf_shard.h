@@ -5,6 +5,9 @@
 
 #include "dgemma.h"
 
+#include <pthread.h>
+#include <stdatomic.h>
+#include <sys/types.h>
 #include <time.h>
 
 /* Positions are offsets into dg_shard.metadata. */
@@ -73,6 +76,19 @@ const dg_name *dg_names_find(const dg_name *names, int64_t n, const char *name);
 
 /* Reads exactly n bytes at `offset` of the shard's file; DG_ERROR_MODEL_FILE where it ends before. */
 dg_status dg_shard_pread(const dg_shard *shard, void *bytes, uint64_t n, uint64_t offset, dg_error *error);
+
+/* gguf_prefetch.c: a thread that makes mapped shards resident. Starts it at the first call, unless they are larger than
+ * memory; it reads `shards` until it is stopped. Zeroed at first. */
+typedef struct dg_prefetch {
+    const dg_shard *shards; /* (n_shards) */
+    int32_t n_shards;
+    atomic_bool asked, stop;
+    pthread_t thread;
+    pid_t process; /* that runs the thread; 0: none does */
+} dg_prefetch;
+
+void dg_prefetch_start(dg_prefetch *prefetch, const dg_shard *shards, int32_t n_shards);
+void dg_prefetch_stop(dg_prefetch *prefetch);
 
 /* gguf_parse.c: fills metadata, keys and tensors from the open file. */
 dg_status dg_shard_parse(dg_shard *shard, dg_error *error);

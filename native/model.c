@@ -65,7 +65,6 @@ dg_status dg_model_open(const char *path, const dg_model_params *given, dg_model
         dg_model_release(model);
         return status;
     }
-    dg_file_advise(file, DG_FILE_WILL_NEED);
     *out = model;
     return DG_OK;
 }

@@ -5,6 +5,7 @@
 
 #include "error.h"
 #include "gguf.h"
+#include "machine.h"
 #include "quant/quant.h"
 
 #define MAX_BATCH 65536
@@ -39,6 +40,10 @@ static dg_status read_params(const dg_model *model, const dg_session_params *giv
     if (params->n_batch < 1 || params->n_batch > MAX_BATCH)
         return dg_fail(error, DG_ERROR_ARGUMENT, "n_batch is %d; expected 1 to %d", params->n_batch, MAX_BATCH);
     if (params->n_batch > params->n_ctx) params->n_batch = params->n_ctx;
+    if (params->n_threads < 0)
+        return dg_fail(error, DG_ERROR_ARGUMENT, "n_threads is %d; expected 0 (one a physical core) or more",
+                       params->n_threads);
+    if (params->n_threads == 0) params->n_threads = dg_physical_cores();
     if (!is_cache_type(params->type_k) || !is_cache_type(params->type_v))
         return dg_fail(error, DG_ERROR_ARGUMENT, "cache types are %d and %d; expected f32, f16, bf16 or q8_0",
                        params->type_k, params->type_v);
@@ -99,6 +104,7 @@ dg_status dg_session_create(dg_model *model, const dg_session_params *given, dg_
         dg_session_free(session);
         return status;
     }
+    if (model->backend == &dg_cpu_backend) dg_file_prefetch(model->file);
     *out = session;
     return DG_OK;
 }
@@ -118,6 +124,7 @@ void dg_session_cancel(dg_session *session) { atomic_store(&session->cancel, tru
 void dg_session_resume(dg_session *session) { atomic_store(&session->cancel, false); }
 
 int32_t dg_session_n_ctx(const dg_session *session) { return session->params.n_ctx; }
+int32_t dg_session_n_threads(const dg_session *session) { return session->params.n_threads; }
 int32_t dg_session_n_past(const dg_session *session) { return session->cache.n_past; }
 const int32_t *dg_session_tokens(const dg_session *session) { return session->cache.tokens; }
 

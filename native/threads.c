@@ -4,17 +4,16 @@
  * A call waits for its pieces, not for its workers: one that the machine has no time for is done without. So `ticket`
  * holds both the call's number and the next piece, and a piece is taken by advancing it: a worker that wakes up late
  * finds another number and cannot take a piece of a call that it has not read. */
-#define _GNU_SOURCE
 #include "threads.h"
 
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdatomic.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <unistd.h>
 
 #include "error.h"
+#include "machine.h"
 
 #define SPINS_BEFORE_SLEEP 20000 /* about 50 µs */
 #define MAX_THREADS 1024
@@ -97,42 +96,18 @@ static void announce(dg_pool *pool) {
     }
 }
 
-#if defined(__linux__)
-static int read_topology(int cpu, const char *name) {
-    char path[128];
-    snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%d/topology/%s", cpu, name);
-    FILE *file = fopen(path, "r");
-    int value = -1;
-    if (file == NULL) return -1;
-    if (fscanf(file, "%d", &value) != 1) value = -1;
-    fclose(file);
-    return value;
-}
-#endif
-
-int dg_physical_cores(void) {
-#if defined(__linux__)
-    /* Hyper-threads of one core share its multipliers: count distinct (package, core) pairs among the allowed. */
-    cpu_set_t allowed;
-    static const int max_cores = 4096;
-    if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) {
-        int n = 0;
-        int *seen = malloc((size_t)max_cores * sizeof *seen);
-        if (seen == NULL) return 1;
-        for (int cpu = 0; cpu < CPU_SETSIZE && n < max_cores; cpu++) {
-            if (!CPU_ISSET(cpu, &allowed)) continue;
-            int core = read_topology(cpu, "core_id"), package = read_topology(cpu, "physical_package_id");
-            int key = core < 0 ? -1 - cpu : (package < 0 ? 0 : package) * 65536 + core;
-            int i = 0;
-            while (i < n && seen[i] != key) i++;
-            if (i == n) seen[n++] = key;
-        }
-        free(seen);
-        if (n > 0) return n;
-    }
-#endif
-    long online = sysconf(_SC_NPROCESSORS_ONLN);
-    return online < 1 ? 1 : (int)online;
+bool dg_thread_start(pthread_t *thread, void *(*run)(void *), void *argument) {
+    sigset_t blocked, before;
+    sigfillset(&blocked);
+    sigdelset(&blocked, SIGBUS);
+    sigdelset(&blocked, SIGFPE);
+    sigdelset(&blocked, SIGILL);
+    sigdelset(&blocked, SIGSEGV);
+    sigdelset(&blocked, SIGTRAP);
+    pthread_sigmask(SIG_BLOCK, &blocked, &before); /* a new thread begins with its maker's mask */
+    int failed = pthread_create(thread, NULL, run, argument);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return failed == 0;
 }
 
 dg_status dg_pool_create(int n_threads, dg_pool **out, dg_error *error) {
@@ -150,13 +125,13 @@ dg_status dg_pool_create(int n_threads, dg_pool **out, dg_error *error) {
     }
     pool->threads = threads;
     pool->n_threads = 1;
-    pool->spin = n_threads <= sysconf(_SC_NPROCESSORS_ONLN);
+    pool->spin = n_threads <= dg_logical_processors();
     pthread_mutex_init(&pool->mutex, NULL);
     pthread_cond_init(&pool->wake, NULL);
     while (pool->n_threads < n_threads) {
         worker *self = malloc(sizeof *self);
         if (self != NULL) *self = (worker){pool, pool->n_threads};
-        if (self == NULL || pthread_create(&threads[pool->n_threads - 1], NULL, run_worker, self) != 0) {
+        if (self == NULL || !dg_thread_start(&threads[pool->n_threads - 1], run_worker, self)) {
             free(self);
             dg_pool_free(pool);
             return dg_fail(error, DG_ERROR_OUT_OF_MEMORY, "cannot start thread %d of %d", pool->n_threads + 1,

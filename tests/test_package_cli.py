@@ -101,30 +101,6 @@ def test_inspect_says_why_a_file_does_not_run(
     assert "gemma4" in found["reason"]
 
 
-def test_bench(capsys: pytest.CaptureFixture[str], tiny_gguf: Path, tmp_path: Path) -> None:
-    figure = tmp_path / "operations.svg"
-    code, out, _ = run(
-        capsys,
-        *("bench", "-m", tiny_gguf, "--prompt-tokens", 40, "--steps", 3, "-c", 512, "-t", 1),
-        *("--json", "--plot", figure),
-    )
-    found = json.loads(out)
-    assert code == 0
-    step = found["step_ms"]
-    assert 0 < step["min"] <= step["median"] <= step["max"]
-    for name in ("prefill_tokens_per_s", "load_s", "first_step_s", "peak_rss_bytes"):
-        assert found[name] > 0
-    assert found["peak_vram_bytes"] is None
-    assert (found["threads"], found["prompt_tokens"]) == (1, 40)
-    operations = {o["name"]: o for o in found["operations"]}
-    assert operations["experts"]["gflop_per_s"] > 0
-    assert sum(o["ms"] for o in operations.values()) <= 1.05 * 3 * step["max"]
-    assert found["limits"]["read_gb_per_s"] > 0
-    assert found["shares"]["read_gb_per_s"] > 0
-    assert figure.read_text().startswith("<svg")
-    assert "experts" in figure.read_text()
-
-
 def test_convert_and_synth_are_there(
     capsys: pytest.CaptureFixture[str], tiny: Path, tmp_path: Path
 ) -> None:

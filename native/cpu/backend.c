@@ -6,6 +6,7 @@
 
 #include "cpu/cpu.h"
 #include "error.h"
+#include "machine.h"
 
 #define ALIGNMENT 64
 

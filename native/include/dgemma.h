@@ -247,6 +247,7 @@ void dg_session_cancel(dg_session *session);
 void dg_session_resume(dg_session *session);
 
 int32_t dg_session_n_ctx(const dg_session *session);
+int32_t dg_session_n_threads(const dg_session *session); /* that it works with on the CPU */
 int32_t dg_session_n_past(const dg_session *session); /* tokens in the cache */
 const int32_t *dg_session_tokens(const dg_session *session); /* (n_past) their ids */
 
@@ -370,6 +371,10 @@ dg_status dg_session_collect_begin(dg_session *session, dg_error *error);
  * session's next collect_begin, collect_end or free. 0 where it does not collect. */
 int32_t dg_session_collected(const dg_session *session, dg_activations *activations, int32_t capacity);
 void dg_session_collect_end(dg_session *session);
+
+/* Puts `n` tokens behind the cache whose keys and values are random rather than encoded: a step takes as long behind
+ * them as behind a prompt of that length, which may take minutes to encode. What it predicts means nothing. */
+dg_status dg_session_append_random(dg_session *session, int32_t n, dg_error *error);
 
 typedef struct dg_limits {
     double read_gb_per_s;      /* reading a buffer far larger than the caches */

@@ -68,6 +68,7 @@ class Session:
         self._session: Any = ffi.gc(out[0], lambda session: _free_session(session, pid))
         self._pid = pid
         self.n_ctx = int(lib.dg_session_n_ctx(out[0]))  # tokens of context, the canvas included
+        self.n_threads = int(lib.dg_session_n_threads(out[0]))  # that it works with on the CPU
         self._info = model.info
         self._calls = threading.Lock()  # held while C works on the session
         self._owner: int | None = None  # the thread that holds it
@@ -286,6 +287,16 @@ class Session:
                 Operation(ffi.string(o.name).decode(), o.calls, o.seconds, o.flop, o.bytes)
                 for o in out[0:n]
             ]
+
+    def append_random(self, n: int) -> int:
+        """Puts `n` tokens with random keys and values behind the cache; returns n_past.
+
+        For measuring: a step takes as long behind them as behind a prompt of that length.
+        """
+        error = ffi.new("dg_error *")
+        with self._call() as session:
+            check(lib.dg_session_append_random(session, n, error), error)
+            return int(lib.dg_session_n_past(session))
 
     def reset_operations(self) -> None:
         """Starts the counts of `operations` again."""
