@@ -13,10 +13,11 @@ static uint64_t align_up(uint64_t n) { return (n + ALIGNMENT - 1) / ALIGNMENT * 
 static int32_t min_i32(int32_t a, int32_t b) { return a < b ? a : b; }
 static int32_t max_i32(int32_t a, int32_t b) { return a > b ? a : b; }
 
-/* A batch is written before its first token looks back, so a ring holds one window and one batch. */
+/* A batch is written before its first token looks back, so a ring holds one window and one batch; and what is taken
+ * back must not have been overwritten. */
 static int64_t slots(const dg_model *model, const dg_layer *layer, const dg_kv_plan *plan) {
     if (!layer->sliding) return plan->n_ctx;
-    int64_t ring = (int64_t)model->sliding_window - 1 + plan->n_batch;
+    int64_t ring = (int64_t)model->sliding_window - 1 + plan->n_batch + plan->n_rewind;
     return ring < plan->n_ctx ? ring : plan->n_ctx;
 }
 

@@ -21,7 +21,7 @@ typedef struct dg_kv_cache {
 } dg_kv_cache;
 
 typedef struct dg_kv_plan {
-    int32_t n_ctx, n_batch;
+    int32_t n_ctx, n_batch, n_rewind;
     int32_t type_k, type_v;
 } dg_kv_plan;
 

@@ -19,6 +19,7 @@ dg_session_params dg_session_params_default(void) {
         .type_k = DG_TYPE_F16,
         .type_v = DG_TYPE_F16,
         .soft_embedding_bound = 1e-6f,
+        .n_rewind = 1024, /* four canvases of the released model: 200 MiB at 16 bit */
     };
 }
 
@@ -44,6 +45,9 @@ static dg_status read_params(const dg_model *model, const dg_session_params *giv
         return dg_fail(error, DG_ERROR_ARGUMENT, "n_threads is %d; expected 0 (one a physical core) or more",
                        params->n_threads);
     if (params->n_threads == 0) params->n_threads = dg_physical_cores();
+    if (params->n_rewind < 0)
+        return dg_fail(error, DG_ERROR_ARGUMENT, "n_rewind is %d; expected 0 or more", params->n_rewind);
+    if (params->n_rewind > params->n_ctx) params->n_rewind = params->n_ctx;
     if (!is_cache_type(params->type_k) || !is_cache_type(params->type_v))
         return dg_fail(error, DG_ERROR_ARGUMENT, "cache types are %d and %d; expected f32, f16, bf16 or q8_0",
                        params->type_k, params->type_v);
@@ -54,7 +58,11 @@ static dg_status read_params(const dg_model *model, const dg_session_params *giv
 }
 
 static dg_kv_plan kv_plan(const dg_session_params *p) {
-    return (dg_kv_plan){.n_ctx = p->n_ctx, .n_batch = p->n_batch, .type_k = p->type_k, .type_v = p->type_v};
+    return (dg_kv_plan){.n_ctx = p->n_ctx,
+                        .n_batch = p->n_batch,
+                        .n_rewind = p->n_rewind,
+                        .type_k = p->type_k,
+                        .type_v = p->type_v};
 }
 
 static dg_backend_params backend_params(const dg_model *model, const dg_session_params *p) {

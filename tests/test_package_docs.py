@@ -1,4 +1,4 @@
-"""What docs/ and examples/ show is run; and a program written for llama-cpp-python runs here."""
+"""What docs/ and examples/ show is run."""
 
 from __future__ import annotations
 
@@ -16,37 +16,6 @@ from dgemma.cli import main
 from dgemma.cli.main import parser
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-
-LLAMA_PROGRAM = """
-from llama_cpp import Llama
-
-llm = Llama(model_path="model.gguf", n_ctx=512, n_threads=1, seed=1, verbose=False)
-output = llm("The old man", max_tokens=8, stop=["Q:"], echo=True)
-assert output["object"] == "text_completion"
-text = output["choices"][0]["text"]
-assert text.startswith("The old man")
-
-messages = [
-    {"role": "system", "content": "You are a helpful assistant."},
-    {"role": "user", "content": "What is the capital of France?"},
-]
-answer = llm.create_chat_completion(messages=messages, max_tokens=64, temperature=1.0, top_p=1.0)
-content = answer["choices"][0]["message"]["content"]
-assert answer["usage"]["total_tokens"] > answer["usage"]["completion_tokens"] > 0
-
-streamed = ""
-for chunk in llm.create_chat_completion(messages=messages, max_tokens=64, stream=True):
-    delta = chunk["choices"][0]["delta"]
-    if "content" in delta:
-        streamed += delta["content"]
-assert streamed == content
-
-tokens = llm.tokenize(b"Hello")
-assert llm.detokenize(tokens).decode() == "Hello"
-assert llm.n_ctx() == 512 and llm.n_vocab() > 0 and llm.token_bos() == tokens[0]
-llm.reset()
-llm.close()
-"""
 
 
 @pytest.fixture
@@ -93,13 +62,6 @@ def test_every_command_is_on_the_cli_page() -> None:
     assert {"convert", "generate", "serve"} <= set(commands)
     for command in commands:
         assert f"`dgemma {command} " in page
-
-
-def test_a_program_for_llama_cpp_python(folder: Path) -> None:
-    program = LLAMA_PROGRAM.replace(
-        "from llama_cpp import Llama", "from dgemma import DiffusionGemma"
-    )
-    exec(program.replace("Llama(", "DiffusionGemma("), {})
 
 
 # ---- Examples ------------------------------------------------------------------------------------

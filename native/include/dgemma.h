@@ -223,6 +223,8 @@ typedef struct dg_session_params {
     int32_t type_k;    /* of the cache: DG_TYPE_F32, F16, BF16 or Q8_0 */
     int32_t type_v;
     float soft_embedding_bound; /* probability mass that the soft embedding may drop per position; 0: none */
+    int32_t n_rewind;  /* tokens that dg_session_truncate can always take back: an answer, where the next turn begins
+                          before it. The sliding layers keep so many beyond their window. 0 to n_ctx */
 } dg_session_params;
 
 dg_session_params dg_session_params_default(void);
@@ -256,8 +258,9 @@ const int32_t *dg_session_tokens(const dg_session *session); /* (n_past) their i
 dg_status dg_session_prefill(dg_session *session, const int32_t *tokens, int32_t n, dg_progress_callback progress,
                              void *user, dg_error *error);
 
-/* Forgets all tokens from position `n` on. The sliding layers keep only their window and one batch: where they no
- * longer hold what position `n` needs, everything is forgotten and n_past becomes 0. Ask dg_session_n_past. */
+/* Forgets all tokens from position `n` on. The sliding layers keep only their window, n_rewind tokens and one batch:
+ * where they no longer hold what position `n` needs, everything is forgotten and n_past becomes 0. Ask
+ * dg_session_n_past. */
 dg_status dg_session_truncate(dg_session *session, int32_t n, dg_error *error);
 
 /* Writes or reads the cache. A file from another model or with other cache types is refused. */

@@ -14,6 +14,7 @@ from .errors import (
     FileAccessError,
     ModelFileError,
     OutOfMemoryError,
+    ResponseFormatError,
 )
 from .generation import Commit, Draft, Generated, Stats
 from .model import DiffusionGemma
@@ -39,6 +40,7 @@ __all__ = [
     "ModelInfo",
     "OutOfMemoryError",
     "Recorded",
+    "ResponseFormatError",
     "Sampling",
     "Session",
     "Stats",

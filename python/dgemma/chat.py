@@ -101,6 +101,17 @@ def normalized(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return found
 
 
+def instructed(messages: Sequence[Message], instruction: str) -> Sequence[Message]:
+    """The messages with an instruction behind their system message, or as one."""
+    if not instruction or not isinstance(messages, Sequence) or not messages:
+        return messages
+    first = messages[0]
+    if not isinstance(first, Mapping) or first.get("role") not in ("system", "developer"):
+        return [{"role": "system", "content": instruction}, *messages]
+    content = "\n\n".join(filter(None, [_text(first.get("content"), "messages[0]"), instruction]))
+    return [{**first, "content": content}, *messages[1:]]
+
+
 def _message(message: Any, place: str) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise TypeError(f"{place} must be an object, not a {type(message).__name__}")

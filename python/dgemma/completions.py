@@ -7,8 +7,9 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from .chat import Message
+from .chat import Message, instructed
 from .generation import Answer, Commit, Draft, Generated
+from .structured import Form, call_form, json_form
 from .tools import CALL, AnswerParser, Piece, ToolCall
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class ChatCompletion:
     """One answer in a conversation.
 
     `tool_choice`: "auto", "none", "required", or {"type": "function", "function": {"name": …}}.
+    `response_format`: see `structured.json_form`; a call that is asked for comes before it.
     """
 
     def __init__(
@@ -99,12 +101,20 @@ class ChatCompletion:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         tool_choice: str | Mapping[str, Any] | None = None,
+        response_format: Mapping[str, Any] | None = None,
         enable_thinking: bool = False,
         model: str | None = None,
         **options: Any,
     ) -> None:
         self._parser = AnswerParser()
-        given = _forced_call(tools, tool_choice)
+        given, form = _forced_call(tools, tool_choice)
+        if response_format is not None:
+            may_call = bool(tools) and tool_choice != "none"
+            asked, instruction = json_form(
+                response_format, after_thought=enable_thinking, or_call=may_call
+            )
+            messages = instructed(messages, instruction)
+            form = form or asked
         prompt = llm.chat_template.render(
             messages,
             tools=None if tool_choice == "none" else tools,
@@ -112,13 +122,14 @@ class ChatCompletion:
         )
         # What is put into the model's mouth is part of its answer.
         self._given = self._parser.feed(given)
-        self.answer = llm.answer(prompt + given, **options)
+        self.answer = llm.answer(prompt + given, form=form, **options)
         self._head = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
             "created": int(time.time()),
             "model": model or llm.model_path,
         }
         self._n_calls = 0
+        self._may_call = tool_choice != "none"
 
     def events(self) -> Iterator[Draft | JsonObject]:
         """Drafts, and the chunks of a streamed answer between them."""
@@ -166,7 +177,7 @@ class ChatCompletion:
         pieces = self._parser.feed(commit.text)
         if commit.finish_reason is not None:
             pieces += self._parser.finish()
-        return pieces
+        return [piece for piece in pieces if piece.call is None or self._may_call]
 
     def _delta(self, piece: Piece) -> JsonObject:
         if piece.call is not None:
@@ -205,16 +216,21 @@ def _call(call: ToolCall) -> JsonObject:
 
 def _forced_call(
     tools: Iterable[Mapping[str, Any]] | None, choice: str | Mapping[str, Any] | None
-) -> str:
-    """The beginning of the answer that a tool choice leaves no other way."""
+) -> tuple[str, Form | None]:
+    """The beginning of the answer that a tool choice leaves no other way, and the form of the rest.
+
+    The begun call is encoded with the prompt: the canvas settles behind it.
+    """
     if choice in (None, "auto", "none"):
-        return ""
+        return "", None
     names = [tool["function"]["name"] for tool in tools or [] if "function" in tool]
     if not names:
         raise ValueError("tool_choice asks for a call, but there are no tools")
-    if choice == "required":
-        return f"{CALL}call:" + (names[0] + "{" if len(names) == 1 else "")
-    wanted = choice.get("function", {}).get("name") if isinstance(choice, Mapping) else None
-    if wanted not in names:
-        raise ValueError(f"tool_choice {choice!r} is none of the tools: {', '.join(names)}")
-    return f"{CALL}call:{wanted}{{"
+    if choice != "required":
+        wanted = choice.get("function", {}).get("name") if isinstance(choice, Mapping) else None
+        if wanted not in names:
+            raise ValueError(f"tool_choice {choice!r} is none of the tools: {', '.join(names)}")
+        names = [wanted]
+    if len(names) == 1:
+        return f"{CALL}call:{names[0]}{{", call_form(names, named=True)
+    return f"{CALL}call:", call_form(names, named=False)

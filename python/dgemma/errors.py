@@ -31,3 +31,7 @@ class FileAccessError(Error, OSError):
 
 class ChatTemplateError(Error, ValueError):
     """The chat template is broken, or cannot express these messages."""
+
+
+class ResponseFormatError(Error):
+    """The answer could not be brought into the form that was asked for."""

@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from ._native import Session, token_ids
-from .errors import ContextLengthError, Error
+from .errors import ContextLengthError, Error, ResponseFormatError
 from .options import Options
+from .structured import MAX_REPAIRS
 from .tokenizer import Tokenizer
 from .values import CanvasStep, FloatArray, IdArray, Ids, ModelInfo
+
+_REPAIR_SEED = 0x9E3779B97F4A7C15  # other draws for every attempt at a canvas, modulo 2**64
 
 
 @dataclass(frozen=True)
@@ -52,13 +55,17 @@ class Commit:
 
 @dataclass
 class Stats:
-    """What an answer took. `cached_tokens` of the prompt were already encoded; times in seconds."""
+    """What an answer took. `cached_tokens` of the prompt were already encoded; times in seconds.
+
+    `repairs`: how often a canvas was denoised again because it did not follow the form asked for.
+    """
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
     canvases: int = 0
     steps: list[int] = field(default_factory=list)
+    repairs: int = 0
     seed: int = 0
     timings: dict[str, float] = field(default_factory=dict)
 
@@ -214,51 +221,93 @@ class Answer:
         n_past = len(self._prompt)
         canvas = 0
         while True:
-            self._begin(canvas)
-            while True:
-                step = self._session.step()
-                yield self._draft(canvas, step)
-                if step.done:
-                    break
+            tokens, n_steps = yield from self._denoise(canvas)
             n_before = len(self._cut.tokens)
-            text, reason = self._cut.add(step.tokens.tolist())
+            text, reason = self._cut.add(tokens.tolist())
             # Going on needs room for this canvas and for the next one.
             if reason is None and n_past + 2 * length > self._session.n_ctx:
                 text, reason = text + self._cut.finish(), "length"
             self._text.append(text)
             self.stats.canvases += 1
-            self.stats.steps.append(step.step)
+            self.stats.steps.append(n_steps)
             if reason is not None:
                 self._finish = reason
-            yield Commit(canvas, self._cut.tokens[n_before:], text, step.step, reason)
+            yield Commit(canvas, self._cut.tokens[n_before:], text, n_steps, reason)
             if reason is not None:
                 return
-            self._session.prefill(step.tokens)
+            self._session.prefill(tokens)
             n_past += length
             canvas += 1
 
-    def _begin(self, canvas: int) -> None:
+    def _denoise(self, canvas: int) -> Generator[Draft, None, tuple[IdArray, int]]:
+        """Denoises a canvas until it settles and follows the form; its tokens and step count."""
+        pinned = self._pinned(canvas * self._info.canvas_length)
+        n_steps = 0
+        for repair in range(MAX_REPAIRS + 1):
+            self._begin(canvas, repair, pinned)
+            while True:
+                step = self._session.step()
+                yield self._draft(canvas, n_steps + step.step, step)
+                if step.done:
+                    break
+            n_steps += step.step
+            if self._follows_form(step.tokens, pinned):
+                return step.tokens, n_steps
+            self.stats.repairs += 1
+        raise ResponseFormatError(
+            f"after {MAX_REPAIRS} repairs the answer still does not follow the form asked for: "
+            "ask for a simpler form, describe it in the prompt, or try another seed"
+        )
+
+    def _follows_form(self, tokens: IdArray, pinned: IdArray) -> bool:
+        """Whether a settled canvas follows the form; if not, pins more of it for another attempt.
+
+        Where the answer is complete, an end token is put behind it.
+        """
+        form, ends, limit = self._options.form, self._info.end_tokens, self._options.max_tokens
+        if form is None:
+            return True
+        n_used = len(tokens) if limit is None else min(len(tokens), limit - len(self._cut.tokens))
+        used = tokens[:n_used].tolist()
+        verdict = form.check(used, self._tokenizer, ends)
+        at, kept = verdict.n_valid, used[: verdict.n_valid]
+        if not verdict.broken:
+            if verdict.complete:
+                tokens[at] = ends[0]
+            form.take(kept, self._tokenizer)
+            return True
+        logits = self._session.canvas_logits(tokens)[at]
+        chosen = form.most_probable(kept, logits, self._tokenizer, ends)
+        if chosen is None or pinned[at] >= 0:
+            raise ResponseFormatError(
+                f"position {at} of the canvas cannot follow the form asked for"
+                + (": its token is pinned" if pinned[at] >= 0 else "")
+            )
+        pinned[: at + 1] = [*kept, chosen]
+        return False
+
+    def _begin(self, canvas: int, repair: int, pinned: IdArray) -> None:
         options, length = self._options, self._info.canvas_length
         noise = None
-        if options.noise is not None:
+        if options.noise is not None and not repair:
             if canvas >= len(options.noise.canvases):
                 raise ValueError(f"the recorded draws end before canvas {canvas}")
             noise = options.noise.canvases[canvas]
         self._session.begin_canvas(
             options.sampling,
-            seed=options.seed,
+            seed=options.seed + repair * _REPAIR_SEED,
             canvas=canvas,
             start=self._start(canvas * length),
-            pinned=self._pinned(canvas * length),
+            pinned=pinned if (pinned >= 0).any() else None,
             noise=noise,
         )
 
-    def _pinned(self, first: int) -> IdArray | None:
+    def _pinned(self, first: int) -> IdArray:
         pinned = np.full(self._info.canvas_length, -1, np.int32)
         for position, token in self._options.pinned.items():
             if 0 <= position - first < len(pinned):
                 pinned[position - first] = token
-        return pinned if (pinned >= 0).any() else None
+        return pinned
 
     def _start(self, first: int) -> IdArray | None:
         given = np.asarray(self._options.start, np.int32)[first:][: self._info.canvas_length]
@@ -269,12 +318,12 @@ class Answer:
         start[: len(given)] = given
         return start
 
-    def _draft(self, canvas: int, step: CanvasStep) -> Draft:
+    def _draft(self, canvas: int, n_steps: int, step: CanvasStep) -> Draft:
         tokens = step.tokens.tolist()
         ends = [i for i, token in enumerate(tokens) if token in self._info.end_tokens]
         return Draft(
             canvas=canvas,
-            step=step.step,
+            step=n_steps,
             tokens=tokens,
             text=self._tokenizer.decode(tokens[: ends[0]] if ends else tokens),
             entropies=step.entropies,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from .chat import ChatTemplate, Message
 from .completions import ChatCompletion, Completion, JsonObject
 from .errors import ModelFileError
 from .generation import Answer, Commit, Draft, Generated
+from .llama_arguments import check_constructor
 from .options import make_options
 from .tokenizer import Tokenizer
 from .values import Memory, ModelInfo
@@ -37,6 +39,9 @@ class DiffusionGemma:
         seed: for every answer that names none; None: a new one each time.
         verbose: show the progress of loading on standard error.
 
+    The other arguments of llama-cpp-python's `Llama` are taken where they change nothing, and
+    refused with a reason where they ask for something that is not here.
+
     Errors: ModelFileError, OutOfMemoryError, BackendError, FileAccessError, ValueError.
 
     Answers may be asked for from any thread; one session makes one at a time. `close` is safe at
@@ -53,16 +58,18 @@ class DiffusionGemma:
         n_gpu_layers: int | str = "auto",
         n_cpu_moe: int = 0,
         backend: str = "auto",
-        type_k: int | str = "f16",
-        type_v: int | str = "f16",
+        type_k: int | str | None = "f16",
+        type_v: int | str | None = "f16",
         use_mmap: bool = True,
         seed: int | None = None,
         verbose: bool = False,
+        **others: Any,
     ) -> None:
+        check_constructor(others)
         if isinstance(n_gpu_layers, str) and n_gpu_layers != "auto":
             raise ValueError(f'n_gpu_layers is {n_gpu_layers!r}: expected "auto" or a number')
         self.model_path = os.fspath(model_path)
-        self.seed = seed
+        self.set_seed(seed)
         self._model = Model(
             model_path,
             backend=backend,
@@ -76,8 +83,8 @@ class DiffusionGemma:
             "n_ctx": min(n_ctx, self.info.context_length) if n_ctx > 0 else n_ctx,
             "n_batch": n_batch,
             "n_threads": n_threads or 0,
-            "type_k": type_k,
-            "type_v": type_v,
+            "type_k": "f16" if type_k is None else type_k,
+            "type_v": "f16" if type_v is None else type_v,
         }
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._lazy = threading.Lock()
@@ -138,8 +145,13 @@ class DiffusionGemma:
             decoded, add_bos=add_bos and self.tokenizer.add_bos, special=special
         )
 
-    def detokenize(self, tokens: Iterable[int], special: bool = False) -> bytes:
-        """The bytes that tokens stand for; `special`: control tokens are spelled out."""
+    def detokenize(
+        self, tokens: Iterable[int], prev_tokens: Iterable[int] | None = None, special: bool = False
+    ) -> bytes:
+        """The bytes that tokens stand for; `special`: control tokens are spelled out.
+
+        `prev_tokens` is there for llama-cpp-python's sake: the text does not depend on them.
+        """
         pieces = (self.tokenizer.token_bytes(int(t), special=special) for t in tokens)
         return b"".join(pieces)
 
@@ -150,6 +162,10 @@ class DiffusionGemma:
     def n_vocab(self) -> int:
         """Tokens of the vocabulary."""
         return self.info.n_vocab
+
+    def n_embd(self) -> int:
+        """Width of the residual stream."""
+        return self.info.n_embd
 
     def token_bos(self) -> int:
         """Id of the begin token; -1 where there is none."""
@@ -230,13 +246,24 @@ class DiffusionGemma:
     def create_chat_completion(self, messages: Sequence[Message], **options: Any) -> Any:
         """Answers a conversation in the dictionaries of the OpenAI API.
 
-        Options: `tools`, `tool_choice`, `enable_thinking`, `max_tokens`, `stop`, `seed`, `model`,
-        and those of `generate`. `stream=True` returns an iterator of chunks. Thoughts come as
-        `reasoning_content`, calls as `tool_calls`; neither is ever part of `content`.
+        Options: `tools`, `tool_choice`, `response_format`, `enable_thinking`, `max_tokens`, `stop`,
+        `seed`, `model`, and those of `generate`. `stream=True` returns an iterator of chunks.
+        Thoughts come as `reasoning_content`, calls as `tool_calls`; neither is ever part of
+        `content`. With a `response_format` of JSON the text is checked and repaired before it is
+        given out: ResponseFormatError where that fails.
         """
         stream = bool(options.pop("stream", False))
         completion = ChatCompletion(self, messages, **options)
         return completion.chunks() if stream else completion.whole()
+
+    def embed(self, *_: object, **__: object) -> Any:
+        """Refused: the model writes text, and was not trained to describe any as a vector."""
+        raise NotImplementedError(
+            "DiffusionGemma gives no embeddings: it was trained to write text. "
+            "Use a model that was made for them"
+        )
+
+    create_embedding = embed
 
     # ---- Sessions, and the end -------------------------------------------------------------------
 
@@ -258,9 +285,32 @@ class DiffusionGemma:
         """Reads a cache that `save` wrote for the same model and cache types."""
         self._session.load(path)
 
+    def save_state(self) -> bytes:
+        """The conversation's cache, as `save` writes it, in memory."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "session")
+            self._session.save(path)
+            with open(path, "rb") as file:
+                return file.read()
+
+    def load_state(self, state: bytes) -> None:
+        """Takes back a cache that `save_state` gave."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "session")
+            with open(path, "wb") as file:
+                file.write(state)
+            self._session.load(path)
+
     def reset(self) -> None:
         """Forgets the conversation."""
         self._session.truncate(0)
+
+    def set_seed(self, seed: int | None) -> None:
+        """Seed of the answers that name none.
+
+        None, and llama.cpp's spellings of it, -1 and 2**32 - 1, are a new one each time.
+        """
+        self.seed = None if seed in (-1, 2**32 - 1) else seed
 
     def cancel(self) -> None:
         """Ends the answer that is being made, with CancelledError; any thread may call it."""

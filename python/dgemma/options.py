@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .structured import Form
 from .values import Ids, Recorded, Sampling
 
 MAX_STOPS = 32
@@ -22,6 +23,8 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "typical_p": ((1, 1.0), _ONE_TOKEN),
     "tfs_z": ((1, 1.0), _ONE_TOKEN),
     "mirostat_mode": ((0,), _ONE_TOKEN),
+    "mirostat_tau": ((5, 5.0), _ONE_TOKEN),
+    "mirostat_eta": ((0.1,), _ONE_TOKEN),
     "presence_penalty": ((0, 0.0), _ONE_TOKEN),
     "frequency_penalty": ((0, 0.0), _ONE_TOKEN),
     "repeat_penalty": ((1, 1.0), _ONE_TOKEN),
@@ -30,15 +33,11 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "logit_bias": (({},), _ONE_TOKEN),
     "logprobs": ((False,), "a settled canvas has no probability per token in order"),
     "top_logprobs": ((0,), "a settled canvas has no probability per token in order"),
-    "grammar": ((), "a canvas settles everywhere at once, a grammar reads from left to right"),
+    "grammar": ((), "ask for JSON with `response_format`, which is checked and repaired"),
     "n": ((1,), "ask once for each answer, with another seed"),
     "best_of": ((1,), "ask once for each answer, with another seed"),
     "functions": (([],), "use `tools`"),
     "function_call": (("none",), "use `tool_choice`"),
-    "response_format": (
-        ({"type": "text"},),
-        "the form of an answer cannot be enforced yet; ask for it in the prompt, or use `tools`",
-    ),
 }
 
 
@@ -49,6 +48,7 @@ class Options:
     `max_tokens` None: until the model ends, or the context is full. `pinned`: token ids by their
     position in the answer, which stay fixed through denoising. `start`: token ids that the
     denoising starts from, in place of random ones. Both go beyond what the model was trained for.
+    `form`: what the answer must look like.
     """
 
     sampling: Sampling
@@ -58,6 +58,7 @@ class Options:
     noise: Recorded | None = None
     pinned: Mapping[int, int] = field(default_factory=dict)
     start: Ids = ()
+    form: Form | None = None
 
 
 def make_options(
@@ -69,6 +70,7 @@ def make_options(
     noise: Recorded | None = None,
     pinned: Mapping[int, int] | None = None,
     start: Ids | None = None,
+    form: Form | None = None,
     temperature: float | None = None,
     **others: Any,
 ) -> Options:
@@ -87,6 +89,7 @@ def make_options(
         noise=noise,
         pinned=dict(pinned or {}),
         start=() if start is None else start,
+        form=form,
     )
 
 
@@ -141,7 +144,7 @@ def _number(name: str, value: Any, *, whole: bool = False) -> None:
 
 
 def _seed(seed: int | None) -> int:
-    if seed is None:
+    if seed is None or seed == -1:  # -1, as other runtimes spell "any"
         return secrets.randbits(32)
     _number("seed", seed, whole=True)
     if not -(2**63) <= seed < 2**64:

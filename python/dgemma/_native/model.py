@@ -29,6 +29,7 @@ def session_params(
     type_k: int | str = "f16",
     type_v: int | str = "f16",
     soft_embedding_bound: float | None = None,
+    n_rewind: int | None = None,
 ) -> Any:
     """A filled `dg_session_params *`."""
     params = ffi.new("dg_session_params *", lib.dg_session_params_default())
@@ -39,6 +40,8 @@ def session_params(
     params.type_v = type_info(type_v).id
     if soft_embedding_bound is not None:
         params.soft_embedding_bound = soft_embedding_bound
+    if n_rewind is not None:
+        params.n_rewind = n_rewind
     return params
 
 

@@ -155,7 +155,8 @@ class Session:
     def truncate(self, n: int) -> int:
         """Forgets all tokens from position `n` on; returns n_past.
 
-        That is 0, not `n`, where the sliding layers no longer hold what position `n` needs.
+        That is 0, not `n`, where the sliding layers no longer hold what position `n` needs: more
+        than `n_rewind` tokens, a parameter of the session, were encoded behind it.
         """
         error = ffi.new("dg_error *")
         with self._call() as session:

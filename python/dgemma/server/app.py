@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from .._native import version
 from ..completions import ChatCompletion, Completion, usage
-from ..errors import CancelledError, ContextLengthError, Error
+from ..errors import CancelledError, ContextLengthError, Error, ResponseFormatError
 from ..generation import Draft
 from ..model import DiffusionGemma
 from .guard import Guard
@@ -300,6 +300,8 @@ def _error(problem: Exception) -> tuple[int, dict[str, Any]]:
         status, kind = 503, "unavailable_error"
     elif isinstance(problem, BadRequestError):
         status, kind = problem.status, "invalid_request_error"
+    elif isinstance(problem, ResponseFormatError):
+        status, kind = 422, "response_format_error"
     elif isinstance(problem, CancelledError):
         status, kind = 503, "cancelled_error"
     elif isinstance(problem, ValueError | TypeError):

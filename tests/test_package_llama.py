@@ -1,0 +1,115 @@
+"""A program written for llama-cpp-python runs here; what it cannot have is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dgemma
+
+PROGRAM = Path(__file__).parent / "programs" / "llama_cpp_program.py"
+
+
+@pytest.fixture(scope="module")
+def llm(tiny_gguf: Path) -> Iterator[dgemma.DiffusionGemma]:
+    with dgemma.DiffusionGemma(tiny_gguf, n_ctx=256) as model:
+        yield model
+
+
+def test_a_program_for_llama_cpp_python(
+    tmp_path: Path, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model.gguf").symlink_to(tiny_gguf)
+    monkeypatch.chdir(tmp_path)
+    program = PROGRAM.read_text(encoding="utf-8")
+    ported = program.replace("from llama_cpp import Llama", "from dgemma import DiffusionGemma")
+    ported = ported.replace("llm = Llama(", "llm = DiffusionGemma(")
+    changed = [a for a, b in zip(program.splitlines(), ported.splitlines(), strict=True) if a != b]
+    assert len(changed) == 2
+    exec(compile(ported, str(PROGRAM), "exec"), {})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"embedding": True}, "embeddings"),
+        ({"logits_all": True}, "canvas_logits"),
+        ({"lora_path": "adapter.gguf"}, "convert --lora"),
+        ({"chat_format": "chatml"}, "template"),
+        ({"chat_handler": object()}, "text only"),
+        ({"draft_model": object()}, "drafted"),
+        ({"tensor_split": [0.5, 0.5]}, "one GPU"),
+        ({"main_gpu": 1}, "CUDA_VISIBLE_DEVICES"),
+        ({"use_mlock": True}, "locked"),
+        ({"rope_freq_base": 1e6}, "positions"),
+        ({"kv_overrides": {"a": 1}}, "metadata"),
+        ({"vocab_only": True}, r"dgemma\.File"),
+    ],
+)
+def test_arguments_that_ask_for_what_is_not_here(
+    tiny_gguf: Path, arguments: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(
+        ValueError, match=rf"{next(iter(arguments))}=.* is not supported: .*{reason}"
+    ):
+        dgemma.DiffusionGemma(tiny_gguf, **arguments)
+
+
+def test_unknown_arguments(tiny_gguf: Path) -> None:
+    with pytest.raises(TypeError, match="n_contexts"):
+        dgemma.DiffusionGemma(tiny_gguf, n_contexts=5)
+
+
+def test_every_argument_at_llama_cpp_pythons_default_is_taken(tiny_gguf: Path) -> None:
+    defaults = {
+        "n_gpu_layers": 0, "split_mode": 1, "main_gpu": 0, "tensor_split": None,
+        "vocab_only": False, "use_mmap": True, "use_mlock": False, "kv_overrides": None,
+        "seed": 0xFFFFFFFF, "n_ctx": 512, "n_batch": 512, "n_ubatch": 512, "n_threads": None,
+        "n_threads_batch": None, "rope_scaling_type": -1, "pooling_type": -1,
+        "rope_freq_base": 0.0, "rope_freq_scale": 0.0, "yarn_ext_factor": -1.0,
+        "yarn_attn_factor": 1.0, "yarn_beta_fast": 32.0, "yarn_beta_slow": 1.0,
+        "yarn_orig_ctx": 0, "logits_all": False, "embedding": False, "offload_kqv": True,
+        "flash_attn": False, "op_offload": None, "swa_full": None, "no_perf": False,
+        "last_n_tokens_size": 64, "lora_base": None, "lora_scale": 1.0, "lora_path": None,
+        "numa": False, "chat_format": None, "chat_handler": None, "draft_model": None,
+        "tokenizer": None, "type_k": None, "type_v": None, "spm_infill": False, "verbose": False,
+    }  # fmt: skip
+    with dgemma.DiffusionGemma(tiny_gguf, **defaults) as model:
+        # llama.cpp's "any seed" is another one each time.
+        assert model.generate("a", max_tokens=1).stats.seed != (
+            model.generate("a", max_tokens=1).stats.seed
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"logits_processor": [len]}, "one token at a time"),
+        ({"stopping_criteria": [len]}, "`stop`"),
+        ({"grammar": "root ::= x"}, "response_format"),
+        ({"logit_bias": {5: 1.0}}, "one token at a time"),
+        ({"logprobs": 3}, "probability"),
+        ({"top_k": 40}, "one token at a time"),
+        ({"mirostat_mode": 2}, "one token at a time"),
+        ({"temperature": 0.0}, "scales"),
+    ],
+)
+def test_options_that_mean_nothing(
+    llm: dgemma.DiffusionGemma, options: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"{next(iter(options))} .*{reason}"):
+        llm("The old man", **options)
+
+
+def test_embeddings_are_refused(llm: dgemma.DiffusionGemma) -> None:
+    for ask in (llm.embed, llm.create_embedding):
+        with pytest.raises(NotImplementedError, match="embeddings"):
+            ask("text")
+
+
+def test_a_state_of_another_kind_is_refused(llm: dgemma.DiffusionGemma) -> None:
+    with pytest.raises(dgemma.Error):
+        llm.load_state(b"not a state")
