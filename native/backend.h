@@ -5,7 +5,8 @@
  * `host_…` are in ordinary memory.
  *
  * Operations may run asynchronously. They do not fail one by one: a failure is kept, later operations do nothing, and
- * `finish` waits and reports it. `n` is a number of rows (tokens) up to dg_backend_params.max_rows. */
+ * `finish` waits and reports it. `n` is a number of rows (tokens) up to dg_backend_params.max_rows; for what the head does
+ * (logits, soft_embedding, sample) up to the model's canvas_length, which max_rows is never below. */
 #ifndef DG_BACKEND_H
 #define DG_BACKEND_H
 
@@ -44,9 +45,43 @@ typedef struct dg_head_result { /* (n) each, on the host */
     float *host_entropies;    /* nats, of softmax(z) */
 } dg_head_result;
 
+/* What a device has. */
+typedef struct dg_device {
+    uint64_t free_bytes, total_bytes;
+    int32_t n_multiprocessors;
+} dg_device;
+
+/* Which memory: a backend that splits a model has two kinds, the others one. */
+typedef enum dg_place {
+    DG_PLACE_DEVICE, /* for layers that are not marked on_cpu */
+    DG_PLACE_CPU,    /* for those that are */
+    DG_PLACE_BOTH    /* for activations, which go to and fro: the address is the device's */
+} dg_place;
+
+/* Everything that one denoising step depends on, besides what the session holds. */
+typedef struct dg_step {
+    const int32_t *host_ids;     /* (n) the canvas */
+    const float *host_uniforms;  /* (n) */
+    float temperature;
+    const dg_head_result *result;
+    int32_t n, position;
+    bool conditioned; /* on the soft embedding of the step before */
+    bool soft;        /* `sample` makes a soft embedding */
+} dg_step;
+
+typedef enum dg_step_kind {
+    DG_STEP_PLAIN,    /* the operations work as they are called */
+    DG_STEP_RECORDED, /* they will at `end_step` */
+    DG_STEP_REPEATED  /* the step is under way: they must not be called */
+} dg_step_kind;
+
 struct dg_backend_ops {
+    /* What the device has at this moment. NULL on the CPU. */
+    dg_status (*describe_device)(dg_device *device, dg_error *error);
+
     /* Moves the weights of a model that has just been bound to the device: afterwards every weight and float vector of
-     * `model` is the device's. On failure the model is as before. NULL where operations read the mapped file. */
+     * `model` that is not marked on_cpu is the device's. On failure the model is as before. NULL where operations read
+     * the mapped file. */
     dg_status (*load_model)(dg_model *model, const dg_model_params *params, dg_error *error);
     void (*unload_model)(dg_model *model);
 
@@ -55,8 +90,8 @@ struct dg_backend_ops {
     dg_status (*create)(const dg_backend_params *params, dg_backend **backend, dg_error *error);
     void (*free)(dg_backend *backend);
 
-    /* Device memory, zeroed. */
-    dg_status (*allocate)(dg_backend *backend, uint64_t n_bytes, void **memory, dg_error *error);
+    /* Memory, zeroed. */
+    dg_status (*allocate)(dg_backend *backend, dg_place place, uint64_t n_bytes, void **memory, dg_error *error);
     void (*release)(dg_backend *backend, void *memory);
     void (*upload)(dg_backend *backend, void *memory, const void *host_data, uint64_t n_bytes);
     void (*download)(dg_backend *backend, void *host_data, const void *memory, uint64_t n_bytes);
@@ -104,6 +139,12 @@ struct dg_backend_ops {
     void (*sample)(dg_backend *backend, const float *x, int32_t n, float temperature, const float *host_uniforms,
                    const dg_head_result *result, float *soft);
 
+    /* Frame the operations of one denoising step, dg_forward_decode and `sample`, so that a device can record them once
+     * and repeat them as a whole; NULL where none are. `end_step` belongs to DG_STEP_RECORDED: false where recording has
+     * failed. Then nothing has been done, and the step must begin again; it will be plain. */
+    dg_step_kind (*begin_step)(dg_backend *backend, const dg_step *step);
+    bool (*end_step)(dg_backend *backend);
+
     /* Waits for everything; the first failure since the last `finish`. */
     dg_status (*finish)(dg_backend *backend, dg_error *error);
 
@@ -114,6 +155,8 @@ struct dg_backend_ops {
 
 /* "cpu (avx512)": the kernels chosen for this machine, capped by the environment variable DGEMMA_ISA. */
 extern const dg_backend_ops dg_cpu_backend;
+/* split.c: the CPU, and model->gpu for what is not marked on_cpu. */
+extern const dg_backend_ops dg_split_backend;
 const char *dg_cpu_backend_name(void);
 
 #endif

@@ -13,8 +13,6 @@ const dg_backend_ops *dg_cuda_load(char *note, size_t note_size) {
     return NULL;
 }
 
-uint64_t dg_cuda_predict_weights(const dg_model *model) { return 0; }
-
 #else
 
 #include <dlfcn.h>
@@ -22,7 +20,6 @@ uint64_t dg_cuda_predict_weights(const dg_model *model) { return 0; }
 #define LIBRARY "libdgemma_cuda.so"
 
 typedef const dg_backend_ops *(*find_backend)(size_t model_bytes, size_t ops_bytes, char *note, size_t note_size);
-typedef uint64_t (*predict_weights)(const dg_model *model);
 
 /* Opens the library; NULL, and a reason in `note`, where there is none. */
 static void *open_library(char *note, size_t note_size) {
@@ -65,16 +62,6 @@ const dg_backend_ops *dg_cuda_load(char *note, size_t note_size) {
     find_backend find;
     memcpy(&find, &symbol, sizeof find); /* C has no cast between the two kinds of pointer */
     return find(sizeof(dg_model), sizeof(dg_backend_ops), note, note_size);
-}
-
-uint64_t dg_cuda_predict_weights(const dg_model *model) {
-    char note[256];
-    void *library = open_library(note, sizeof note);
-    void *symbol = library != NULL ? dlsym(library, "dg_cuda_weight_bytes") : NULL;
-    if (symbol == NULL) return 0;
-    predict_weights predict;
-    memcpy(&predict, &symbol, sizeof predict);
-    return predict(model);
 }
 
 #endif

@@ -9,7 +9,4 @@
  * that is too old, no GPU. The library stays loaded until the process ends. */
 const dg_backend_ops *dg_cuda_load(char *note, size_t note_size);
 
-/* Bytes of device memory that the weights of a model that is not on a GPU would take; 0 without the library. Needs no GPU. */
-uint64_t dg_cuda_predict_weights(const dg_model *model);
-
 #endif

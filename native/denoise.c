@@ -144,6 +144,33 @@ static int32_t accept_and_renoise(dg_denoiser *d, const int32_t *candidates) {
     return n_accepted;
 }
 
+/* Decoder and head, from the canvas to `step->result`. */
+static dg_status pass_through_model(dg_forward *f, const dg_kv_cache *cache, const dg_step *step, dg_error *error) {
+    const double head_flop = 2.0 * step->n * (double)f->model->n_vocab * f->model->n_embd;
+    const double head_bytes = (double)f->model->token_embd.matrix_bytes;
+    const dg_profile before = *f->profile;
+    for (;;) {
+        dg_profile_start(f->profile);
+        const dg_step_kind kind = f->ops->begin_step != NULL ? f->ops->begin_step(f->backend, step) : DG_STEP_PLAIN;
+        if (kind == DG_STEP_REPEATED) {
+            DG_TRY(f->ops->finish(f->backend, error));
+            dg_profile_stop(f->profile, DG_OP_WHOLE_STEP, before.step_flop, before.step_bytes);
+            return DG_OK;
+        }
+        DG_TRY(dg_forward_decode(f, cache, step->host_ids, step->conditioned, error));
+        f->ops->sample(f->backend, f->x, step->n, step->temperature, step->host_uniforms, step->result,
+                       step->soft ? f->soft : NULL);
+        if (kind == DG_STEP_RECORDED && !f->ops->end_step(f->backend)) {
+            *f->profile = before; /* begin_step will not try again */
+            continue;
+        }
+        DG_TRY(f->ops->finish(f->backend, error));
+        dg_profile_stop(f->profile, DG_OP_HEAD, head_flop, head_bytes);
+        if (kind == DG_STEP_RECORDED) dg_profile_fold_step(f->profile, &before);
+        return DG_OK;
+    }
+}
+
 static dg_status run_step(dg_denoiser *d, dg_forward *forward, const dg_kv_cache *cache, dg_draft *out,
                           dg_error *error) {
     const dg_canvas_params *p = &d->params;
@@ -157,19 +184,15 @@ static dg_status run_step(dg_denoiser *d, dg_forward *forward, const dg_kv_cache
     const bool last = d->step + 1 == n_steps;
     const float temperature = s->t_min + (s->t_max - s->t_min) * (float)(n_steps - d->step) / (float)n_steps;
 
-    DG_TRY(dg_forward_decode(forward, cache, d->canvas, d->step > 0, error));
+    int32_t *argmax = d->order; /* not needed for sorting before the acceptance below */
+    const dg_head_result head = {argmax, d->candidates, d->entropies};
+    const bool conditioned = d->step > 0;
     d->step++;
     for (int32_t i = 0; i < d->n; i++)
         d->uniforms[i] = dg_random_uniform(
             dg_random(p->seed, (uint32_t)p->canvas, (uint32_t)d->step, (uint32_t)i, DG_STREAM_CANDIDATE));
-
-    int32_t *argmax = d->order; /* not needed for sorting before the acceptance below */
-    dg_head_result head = {argmax, d->candidates, d->entropies};
-    forward->ops->sample(forward->backend, forward->x, d->n, temperature, d->uniforms, &head,
-                         last ? NULL : forward->soft);
-    DG_TRY(forward->ops->finish(forward->backend, error));
-    const double head_flop = 2.0 * d->n * (double)d->n_vocab * forward->model->n_embd;
-    dg_profile_stop(forward->profile, DG_OP_HEAD, head_flop, (double)forward->model->token_embd.matrix_bytes);
+    const dg_step step = {d->canvas, d->uniforms, temperature, &head, d->n, cache->n_past, conditioned, !last};
+    DG_TRY(pass_through_model(forward, cache, &step, error));
 
     bool changed = false;
     double entropy_sum = 0;

@@ -45,13 +45,18 @@ static uint64_t place(const dg_layer *layer, const dg_kv_plan *plan, int64_t n_s
     return offset + k_bytes + v_bytes;
 }
 
-/* Fills `layers` and `canvas` where they are not NULL; returns the bytes in all. */
-static uint64_t lay_out(const dg_model *model, const dg_kv_plan *plan, char *base, dg_kv *layers, dg_kv *canvas) {
+static bool is_at(const dg_layer *layer, dg_place where) { return layer->on_cpu == (where == DG_PLACE_CPU); }
+
+/* The layers of one place. Fills their `layers` and `canvas` where these are not NULL; returns the bytes in all. */
+static uint64_t lay_out(const dg_model *model, const dg_kv_plan *plan, dg_place where, char *base, dg_kv *layers,
+                        dg_kv *canvas) {
     uint64_t offset = 0, end = 0;
     for (int32_t i = 0; i < model->n_layers; i++)
-        offset = place(&model->layers[i], plan, slots(model, &model->layers[i], plan), base, offset,
-                       layers != NULL ? &layers[i] : NULL);
+        if (is_at(&model->layers[i], where))
+            offset = place(&model->layers[i], plan, slots(model, &model->layers[i], plan), base, offset,
+                           layers != NULL ? &layers[i] : NULL);
     for (int32_t i = 0; i < model->n_layers; i++) {
+        if (!is_at(&model->layers[i], where)) continue;
         uint64_t behind = place(&model->layers[i], plan, model->canvas_length, base, offset,
                                 canvas != NULL ? &canvas[i] : NULL);
         if (behind > end) end = behind;
@@ -59,8 +64,8 @@ static uint64_t lay_out(const dg_model *model, const dg_kv_plan *plan, char *bas
     return end;
 }
 
-uint64_t dg_kv_cache_bytes(const dg_model *model, const dg_kv_plan *plan) {
-    return lay_out(model, plan, NULL, NULL, NULL);
+uint64_t dg_kv_cache_bytes(const dg_model *model, const dg_kv_plan *plan, dg_place where) {
+    return lay_out(model, plan, where, NULL, NULL, NULL);
 }
 
 dg_status dg_kv_cache_create(const dg_model *model, dg_backend *backend, const dg_kv_plan *plan, dg_kv_cache *cache,
@@ -77,18 +82,19 @@ dg_status dg_kv_cache_create(const dg_model *model, dg_backend *backend, const d
     dg_status status = DG_OK;
     if (cache->layers == NULL || cache->canvas == NULL || cache->tokens == NULL)
         status = dg_fail(error, DG_ERROR_OUT_OF_MEMORY, "no memory for the tokens of a context of %d", plan->n_ctx);
-    if (status == DG_OK)
-        status = cache->ops->allocate(backend, dg_kv_cache_bytes(model, plan), &cache->memory, error);
-    if (status != DG_OK) {
-        dg_kv_cache_free(cache);
-        return status;
+    for (dg_place where = DG_PLACE_DEVICE; where <= DG_PLACE_CPU && status == DG_OK; where++) {
+        uint64_t n_bytes = dg_kv_cache_bytes(model, plan, where);
+        if (n_bytes == 0) continue;
+        status = cache->ops->allocate(backend, where, n_bytes, &cache->memory[where], error);
+        if (status == DG_OK) lay_out(model, plan, where, cache->memory[where], cache->layers, cache->canvas);
     }
-    lay_out(model, plan, cache->memory, cache->layers, cache->canvas);
-    return DG_OK;
+    if (status != DG_OK) dg_kv_cache_free(cache);
+    return status;
 }
 
 void dg_kv_cache_free(dg_kv_cache *cache) {
-    if (cache->memory != NULL) cache->ops->release(cache->backend, cache->memory);
+    for (int i = 0; i < 2; i++)
+        if (cache->memory[i] != NULL) cache->ops->release(cache->backend, cache->memory[i]);
     free(cache->layers);
     free(cache->canvas);
     free(cache->tokens);

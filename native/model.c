@@ -9,6 +9,7 @@
 #include "cuda_loader.h"
 #include "error.h"
 #include "gguf.h"
+#include "gpu_plan.h"
 
 const char *dg_version(void) { return DGEMMA_VERSION; }
 
@@ -20,7 +21,32 @@ dg_model_params dg_model_params_default(void) {
 static dg_status use_cpu(dg_model *model, const char *note) {
     model->backend = &dg_cpu_backend;
     snprintf(model->backend_name, sizeof model->backend_name, "%s", dg_cpu_backend_name());
-    snprintf(model->backend_note, sizeof model->backend_note, "%.255s", note);
+    snprintf(model->backend_note, sizeof model->backend_note, "%s", note);
+    return DG_OK;
+}
+
+/* Decides what of the model goes to the GPU, and moves it there. On failure the model is whole, and on no device. */
+static dg_status use_gpu(dg_model *model, const dg_backend_ops *gpu, const dg_model_params *params, dg_error *error) {
+    dg_device device;
+    dg_gpu_plan plan = {.n_gpu_layers = params->n_gpu_layers, .n_cpu_moe = params->n_cpu_moe};
+    DG_TRY(gpu->describe_device(&device, error));
+    plan.available = device.free_bytes;
+    DG_TRY(dg_gpu_plan_for(model, params->session, device.n_multiprocessors, &plan, error));
+    dg_gpu_place(model, plan.n_gpu_layers, plan.n_cpu_moe);
+    dg_status status = gpu->load_model(model, params, error);
+    if (status != DG_OK) {
+        dg_gpu_place(model, model->n_layers, 0);
+        return status;
+    }
+    model->n_gpu_layers = plan.n_gpu_layers;
+    model->n_cpu_moe = plan.n_cpu_moe;
+    model->backend = gpu;
+    if (plan.n_gpu_layers == model->n_layers && plan.n_cpu_moe == 0) return DG_OK;
+    model->backend = &dg_split_backend;
+    model->gpu = gpu;
+    size_t length = strlen(model->backend_name);
+    snprintf(model->backend_name + length, sizeof model->backend_name - length, " + %s", dg_cpu_backend_name());
+    dg_gpu_explain(model, &plan, model->backend_note, sizeof model->backend_note);
     return DG_OK;
 }
 
@@ -32,8 +58,7 @@ static dg_status choose_backend(dg_model *model, const dg_model_params *params, 
         return use_cpu(model, "");
     const dg_backend_ops *gpu = dg_cuda_load(note, sizeof note);
     if (gpu != NULL) {
-        dg_status status = gpu->load_model(model, params, &failure);
-        if (status == DG_OK) model->backend = gpu;
+        dg_status status = use_gpu(model, gpu, params, &failure);
         if (status == DG_OK) return DG_OK;
         if (status == DG_ERROR_CANCELLED || params->backend == DG_BACKEND_CUDA)
             return dg_fail(error, status, "%s", failure.message);
@@ -41,7 +66,7 @@ static dg_status choose_backend(dg_model *model, const dg_model_params *params, 
     }
     if (params->backend == DG_BACKEND_CUDA)
         return dg_fail(error, DG_ERROR_BACKEND, "%s: use the CPU (backend \"cpu\" or \"auto\")", note);
-    return use_cpu(model, params->n_gpu_layers > 0 ? note : "");
+    return use_cpu(model, params->n_gpu_layers > 0 || params->n_cpu_moe > 0 ? note : "");
 }
 
 dg_status dg_model_open(const char *path, const dg_model_params *given, dg_model **out, dg_error *error) {
@@ -54,6 +79,9 @@ dg_status dg_model_open(const char *path, const dg_model_params *given, dg_model
     if (params.n_cpu_moe < 0)
         return dg_fail(error, DG_ERROR_ARGUMENT, "n_cpu_moe is %d; expected a number of layers, 0 or more",
                        params.n_cpu_moe);
+    if (params.n_gpu_layers < -1)
+        return dg_fail(error, DG_ERROR_ARGUMENT,
+                       "n_gpu_layers is %d; expected a number of layers, or -1 for as many as fit", params.n_gpu_layers);
     DG_TRY(dg_file_open_with(path, params.use_mmap, params.progress, params.user, &file, error));
     dg_status status = dg_model_bind(file, &model, error);
     if (status != DG_OK) {
@@ -104,6 +132,8 @@ void dg_model_describe(const dg_model *model, dg_model_info *out) {
         .backend = model->backend == &dg_cpu_backend ? DG_BACKEND_CPU : DG_BACKEND_CUDA,
         .backend_name = model->backend_name,
         .backend_note = model->backend_note,
+        .n_gpu_layers = model->n_gpu_layers,
+        .n_cpu_moe = model->n_cpu_moe,
     };
     memcpy(info.end_tokens, model->end_tokens, sizeof info.end_tokens);
     for (int32_t i = 0; i < model->n_layers; i++) info.n_sliding_layers += model->layers[i].sliding;

@@ -30,6 +30,7 @@ typedef struct dg_mlp {
     dg_weight gate;    /* (n_ff, n_embd) */
     dg_weight up;      /* (n_ff, n_embd) */
     dg_weight down;    /* (n_embd, n_ff) */
+    bool on_cpu;       /* see dg_layer */
 } dg_mlp;
 
 typedef struct dg_moe {
@@ -40,6 +41,7 @@ typedef struct dg_moe {
     dg_weight gate, up;        /* (n_experts, n_ff_expert, n_embd) each */
     dg_weight down;            /* (n_experts, n_embd, n_ff_expert) */
     const float *expert_scale; /* (n_experts) factor of each expert's share */
+    bool on_cpu;               /* see dg_layer; the experts may be there alone */
 } dg_moe;
 
 typedef struct dg_layer {
@@ -48,6 +50,7 @@ typedef struct dg_layer {
     int32_t n_kv_heads;
     int32_t n_rot;      /* rotated dimensions of a head: pairs (i, i + head_dim/2) for i < n_rot/2 */
     float rope_base;    /* frequency i is rope_base^(−2i/head_dim) */
+    bool on_cpu;        /* in a model split between a GPU and the CPU: stays in the mapped file and runs there */
 
     const float *attn_norm;           /* (n_embd) */
     dg_weight attn_q;                 /* (n_heads·head_dim, n_embd) */
@@ -99,9 +102,12 @@ struct dg_model {
     uint64_t weight_bytes;
     dg_file *file;
     const dg_backend_ops *backend;
-    void *backend_data; /* what ops->load_model keeps; NULL on the CPU */
-    char backend_name[64];
-    char backend_note[256];
+    const dg_backend_ops *gpu; /* the GPU's share of a split backend; NULL elsewhere */
+    void *backend_data;        /* what ops->load_model keeps; NULL on the CPU */
+    int32_t n_gpu_layers;      /* the last so many layers are on the GPU, … */
+    int32_t n_cpu_moe;         /* … but for the experts of the last so many */
+    char backend_name[128];
+    char backend_note[512];
     atomic_int n_references; /* the opener and each session */
 };
 

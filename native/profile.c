@@ -20,9 +20,26 @@ void dg_profile_reset(dg_profile *profile) {
         [DG_OP_NORMS] = "norms and residuals",
         [DG_OP_HEAD] = "head and draw",
         [DG_OP_SAMPLER] = "sampler",
+        [DG_OP_WHOLE_STEP] = "decoder and head",
     };
     *profile = (dg_profile){0};
     for (int i = 0; i < DG_OP_COUNT; i++) profile->operations[i].name = names[i];
+}
+
+void dg_profile_fold_step(dg_profile *profile, const dg_profile *before) {
+    dg_profile folded = *before;
+    dg_operation *step = &folded.operations[DG_OP_WHOLE_STEP];
+    folded.step_flop = folded.step_bytes = 0;
+    for (int i = 0; i < DG_OP_COUNT; i++) {
+        folded.step_flop += profile->operations[i].flop - before->operations[i].flop;
+        folded.step_bytes += profile->operations[i].bytes - before->operations[i].bytes;
+        step->seconds += profile->operations[i].seconds - before->operations[i].seconds;
+    }
+    step->calls++;
+    step->flop += folded.step_flop;
+    step->bytes += folded.step_bytes;
+    folded.last = profile->last;
+    *profile = folded;
 }
 
 void dg_profile_start(dg_profile *profile) { profile->last = now(); }

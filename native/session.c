@@ -57,16 +57,16 @@ static dg_status read_params(const dg_model *model, const dg_session_params *giv
     return DG_OK;
 }
 
-static dg_kv_plan kv_plan(const dg_session_params *p) {
-    return (dg_kv_plan){.n_ctx = p->n_ctx,
-                        .n_batch = p->n_batch,
-                        .n_rewind = p->n_rewind,
-                        .type_k = p->type_k,
-                        .type_v = p->type_v};
-}
-
-static dg_backend_params backend_params(const dg_model *model, const dg_session_params *p) {
-    return (dg_backend_params){
+dg_status dg_session_plan_of(const dg_model *model, const dg_session_params *given, dg_session_plan *plan,
+                             dg_error *error) {
+    DG_TRY(read_params(model, given, &plan->params, error));
+    const dg_session_params *p = &plan->params;
+    plan->kv = (dg_kv_plan){.n_ctx = p->n_ctx,
+                            .n_batch = p->n_batch,
+                            .n_rewind = p->n_rewind,
+                            .type_k = p->type_k,
+                            .type_v = p->type_v};
+    plan->backend = (dg_backend_params){
         .model = model,
         .n_threads = p->n_threads,
         .max_rows = p->n_batch > model->canvas_length ? p->n_batch : model->canvas_length,
@@ -74,39 +74,38 @@ static dg_backend_params backend_params(const dg_model *model, const dg_session_
         .type_v = p->type_v,
         .soft_embedding_bound = p->soft_embedding_bound,
     };
+    return DG_OK;
 }
 
 dg_status dg_session_memory(const dg_model *model, const dg_session_params *given, dg_memory *memory,
                             dg_error *error) {
-    dg_session_params params;
-    DG_TRY(read_params(model, given, &params, error));
-    dg_kv_plan plan = kv_plan(&params);
-    dg_backend_params backend = backend_params(model, &params);
+    dg_session_plan plan;
+    DG_TRY(dg_session_plan_of(model, given, &plan, error));
     memory->weights = model->weight_bytes;
-    memory->cache = dg_kv_cache_bytes(model, &plan) + (uint64_t)params.n_ctx * sizeof(int32_t);
-    memory->scratch = dg_forward_bytes(model, backend.max_rows) + model->backend->scratch_bytes(&backend);
+    memory->cache = dg_kv_cache_bytes(model, &plan.kv, DG_PLACE_DEVICE) +
+                    dg_kv_cache_bytes(model, &plan.kv, DG_PLACE_CPU) + (uint64_t)plan.params.n_ctx * sizeof(int32_t);
+    memory->scratch =
+        dg_forward_bytes(model, plan.backend.max_rows) + model->backend->scratch_bytes(&plan.backend);
     return DG_OK;
 }
 
 dg_status dg_session_create(dg_model *model, const dg_session_params *given, dg_session **out, dg_error *error) {
-    dg_session_params params;
+    dg_session_plan plan;
     *out = NULL;
-    DG_TRY(read_params(model, given, &params, error));
+    DG_TRY(dg_session_plan_of(model, given, &plan, error));
     dg_session *session = calloc(1, sizeof *session);
     if (session == NULL) return dg_fail(error, DG_ERROR_OUT_OF_MEMORY, "no memory for a session");
     session->model = model;
     atomic_fetch_add(&model->n_references, 1);
-    session->params = params;
+    session->params = plan.params;
     atomic_init(&session->cancel, false);
     dg_profile_reset(&session->profile);
 
-    dg_backend_params backend = backend_params(model, &params);
-    dg_kv_plan plan = kv_plan(&params);
-    dg_status status = model->backend->create(&backend, &session->backend, error);
-    if (status == DG_OK) status = dg_kv_cache_create(model, session->backend, &plan, &session->cache, error);
+    dg_status status = model->backend->create(&plan.backend, &session->backend, error);
+    if (status == DG_OK) status = dg_kv_cache_create(model, session->backend, &plan.kv, &session->cache, error);
     if (status == DG_OK)
-        status = dg_forward_create(model, session->backend, backend.max_rows, &session->cancel, &session->profile,
-                                   &session->forward, error);
+        status = dg_forward_create(model, session->backend, plan.backend.max_rows, &session->cancel,
+                                   &session->profile, &session->forward, error);
     if (status == DG_OK) status = dg_denoiser_create(model, &session->denoiser, error);
     if (status != DG_OK) {
         dg_session_free(session);

@@ -35,7 +35,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     includes.append(f"-I{REPOSITORY / 'native' / 'include'}")
     flags = ["-O2", "-g", "-fPIC", "-fvisibility=hidden", "-DDGEMMA_CUDA_EMULATION", *includes]
     cxx = [os.environ.get("CXX", "g++"), "-std=c++17", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
-    sources = [*(REPOSITORY / "native" / "cuda").glob("*.cu"), EMULATION / "emulation.cpp"]
+    sources = [*(REPOSITORY / "native" / "cuda").glob("*.cu"), *EMULATION.glob("*.cpp")]
 
     def compile_one(source: Path) -> Path:
         target = folder / f"{source.stem}.o"
@@ -45,12 +45,13 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = [str(path) for path in pool.map(compile_one, sources)]
-    error = str(folder / "error.o")
     cc = os.environ.get("CC", "gcc")
-    source = str(REPOSITORY / "native" / "error.c")
-    subprocess.run([cc, "-O2", "-fPIC", *includes, "-c", source, "-o", error], check=True)
+    for source in (REPOSITORY / "native" / "error.c", REPOSITORY / "native" / "cuda" / "layout.c"):
+        objects.append(str(folder / f"{source.stem}.c.o"))
+        compiled = [cc, "-O2", "-fPIC", *includes, "-c", str(source), "-o", objects[-1]]
+        subprocess.run(compiled, check=True)
     made = folder / "libdgemma_cuda.so"
-    subprocess.run([cxx[0], "-shared", *objects, error, "-o", str(made)], check=True)
+    subprocess.run([cxx[0], "-shared", *objects, "-o", str(made)], check=True)
     return made
 
 

@@ -351,10 +351,6 @@ constexpr size_t kMaxSharedBytes = 99 * 1024; /* of a block, on every architectu
 
 } // namespace
 
-int64_t attention_scratch_floats(int n, int n_heads, int head_dim) {
-    return (int64_t)2 * n * n_heads * (head_dim + 2);
-}
-
 void attend(const Queue &queue, const AttentionTask &t) {
     const dg_layer *layer = t.layer;
     AttentionParams p = {};

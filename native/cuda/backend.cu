@@ -1,6 +1,8 @@
 /* The operations of backend.h, each a few launches. */
 #include "weights.cuh"
 
+#include "recording.cuh"
+
 #include <math.h>
 #include <new>
 #include <stdio.h>
@@ -11,94 +13,27 @@ struct dg_backend {
     const dg_model *model;
     const DeviceModel *device;
     Queue queue;
-    char *scratch;      /* the one allocation behind the fields below */
-    int32_t *ids;       /* (max_rows) */
-    Activations x;      /* (max_rows, widest input of a product) */
-    Activations router; /* (max_rows, n_embd) */
-    float *partials;
-    int64_t partials_floats;
-    float *attention;
-    int64_t attention_floats;
-    MoeScratch moe;
-    HeadScratch head;
-    int32_t head_rows; /* positions that the head takes at a time */
-    dg_status status;  /* of the first failure since the last `finish` */
+    char *memory;          /* the one allocation that `scratch` points into */
+    dg_cuda_scratch scratch;
+    char *pinned;          /* host memory that the device copies from and to: the fields of `host` */
+    struct {
+        int32_t *ids;      /* (max_rows) */
+        float *uniforms;   /* (canvas_length), then the temperature */
+        int32_t *results;  /* (3, canvas_length) argmax, candidates and, as floats, entropies */
+    } host;
+    dg_head_result result; /* where `finish` puts the results of n_results rows */
+    int32_t n_results;
+    Recording recording;
+    dg_status status;      /* of the first failure since the last `finish` */
     char message[256];
 };
 
 namespace {
 
-/* ---- Scratch -------------------------------------------------------------------------------------------------- */
-
-/* Hands out consecutive, aligned pieces of `base`; with base NULL it only counts. */
-struct Carver {
-    char *base;
-    uint64_t offset;
-    template <class T> void take(T **piece, int64_t n) {
-        *piece = base != nullptr ? (T *)(base + offset) : nullptr;
-        offset += ((uint64_t)n * sizeof(T) + 255) / 256 * 256;
-    }
-    void take_activations(Activations *x, int64_t n_rows, int64_t n_cols) {
-        int64_t k_tiles = ceil_div(n_cols, 64);
-        take(&x->codes, n_rows * k_tiles * 64);
-        take(&x->scales, n_rows * k_tiles * 2);
-        take(&x->sums, n_rows * k_tiles * 2);
-        take(&x->values, n_rows * n_cols);
-    }
-};
-
-int64_t max_i64(int64_t a, int64_t b) { return a > b ? a : b; }
-
-uint64_t lay_out(const dg_backend_params *params, int n_multiprocessors, char *base, dg_backend *b) {
-    const dg_model *model = params->model;
-    const Queue queue = {nullptr, n_multiprocessors};
-    const int64_t rows = params->max_rows, choices = rows * model->n_experts_used;
-    int64_t heads = 0, qkv = 0, attention = 0;
-    for (int32_t i = 0; i < model->n_layers; i++) {
-        const dg_layer *layer = &model->layers[i];
-        heads = max_i64(heads, (int64_t)model->n_heads * layer->head_dim);
-        qkv = max_i64(qkv, layer->attn_q.n_rows + layer->attn_k.n_rows + layer->attn_v.n_rows);
-        attention = max_i64(attention, attention_scratch_floats((int)rows, model->n_heads, layer->head_dim));
-    }
-    const int64_t widest = max_i64(model->n_embd, max_i64(heads, model->n_ff));
-    const int64_t results = max_i64(max_i64(qkv, model->n_embd), max_i64(2 * model->n_ff, model->n_experts));
-
-    Carver c = {base, 0};
-    c.take(&b->ids, rows);
-    c.take_activations(&b->x, rows, widest);
-    c.take_activations(&b->router, rows, model->n_embd);
-    b->partials_floats = partials_capacity(queue, rows, results);
-    c.take(&b->partials, b->partials_floats);
-    b->attention_floats = attention;
-    c.take(&b->attention, attention);
-
-    c.take(&b->moe.ids, choices);
-    c.take(&b->moe.shares, choices);
-    c.take(&b->moe.slots, choices);
-    c.take(&b->moe.slot_tokens, choices);
-    c.take(&b->moe.work, 3 * moe_work_entries(model, rows) + 1);
-    c.take_activations(&b->moe.hidden, choices, model->n_ff_expert);
-    c.take(&b->moe.out, choices * model->n_embd);
-
-    b->head_rows = model->canvas_length < params->max_rows ? model->canvas_length : params->max_rows;
-    const int64_t n = b->head_rows;
-    c.take(&b->head.statistics, n * ceil_div(model->n_vocab, kVocabularyTile));
-    c.take(&b->head.rows, n);
-    c.take(&b->head.look_weights, n * kMaxLooks * kVocabularyTile);
-    c.take(&b->head.any_dense, ceil_div(n, kSoftTokens));
-    c.take(&b->head.uniforms, n);
-    c.take(&b->head.argmax, n);
-    c.take(&b->head.candidates, n);
-    c.take(&b->head.entropies, n);
-    c.take(&b->head.chunk, n * kVocabularyChunk);
-    c.take(&b->head.soft_sums, kSoftSplits * n * model->n_embd);
-    return c.offset;
-}
-
 uint64_t scratch_bytes(const dg_backend_params *params) {
     const DeviceModel *device = (const DeviceModel *)params->model->backend_data;
-    dg_backend counted = {};
-    return lay_out(params, device->n_multiprocessors, nullptr, &counted);
+    dg_cuda_scratch counted;
+    return dg_cuda_lay_out_scratch(params, device->n_multiprocessors, nullptr, &counted);
 }
 
 /* ---- Failures ------------------------------------------------------------------------------------------------- */
@@ -106,12 +41,20 @@ uint64_t scratch_bytes(const dg_backend_params *params) {
 /* Whether an operation may go ahead. */
 bool usable(const dg_backend *b) { return b->status == DG_OK; }
 
-/* Keeps the first failure of the launches since the last call. */
-void note_failure(dg_backend *b, const char *operation) {
-    cudaError_t e = cudaGetLastError();
+void keep_failure(dg_backend *b, cudaError_t e, const char *operation) {
     if (e == cudaSuccess || b->status != DG_OK) return;
     b->status = e == cudaErrorMemoryAllocation ? DG_ERROR_OUT_OF_MEMORY : DG_ERROR_BACKEND;
     snprintf(b->message, sizeof b->message, "CUDA, in %s: %s", operation, cudaGetErrorString(e));
+}
+
+/* Keeps the first failure of the launches since the last call. */
+void note_failure(dg_backend *b, const char *operation) {
+    cudaError_t e = cudaGetLastError();
+    if (b->recording.active()) {
+        if (e != cudaSuccess) b->recording.give_up(); /* the step will be launched plainly */
+        return;
+    }
+    keep_failure(b, e, operation);
 }
 
 dg_status allocation_failure(cudaError_t e, uint64_t bytes, dg_error *error) {
@@ -119,20 +62,23 @@ dg_status allocation_failure(cudaError_t e, uint64_t bytes, dg_error *error) {
     cudaGetLastError(); /* forgets it: the next call shall not report it again */
     if (e != cudaErrorMemoryAllocation) return dg_fail(error, DG_ERROR_BACKEND, "CUDA: %s", cudaGetErrorString(e));
     cudaMemGetInfo(&free_bytes, &total_bytes);
+    cudaGetLastError();
     return dg_fail(error, DG_ERROR_OUT_OF_MEMORY,
                    "%.2f GiB more are needed on the GPU, of which %.2f GiB are free: use a shorter context, a smaller "
-                   "batch, cache type q8_0, or the CPU",
+                   "batch, cache type q8_0, fewer layers or experts on the GPU, or the CPU",
                    (double)bytes / (1 << 30), (double)free_bytes / (1 << 30));
 }
 
 /* ---- Memory --------------------------------------------------------------------------------------------------- */
 
 void free_backend(dg_backend *b) {
+    b->recording.forget();
     if (b->queue.stream != nullptr) {
         cudaStreamSynchronize(b->queue.stream);
         cudaStreamDestroy(b->queue.stream);
     }
-    cudaFree(b->scratch);
+    cudaFree(b->memory);
+    cudaFreeHost(b->pinned);
     cudaGetLastError();
     delete b;
 }
@@ -146,21 +92,30 @@ dg_status create(const dg_backend_params *params, dg_backend **out, dg_error *er
     b->device = (const DeviceModel *)params->model->backend_data;
     b->queue.n_multiprocessors = b->device->n_multiprocessors;
     const uint64_t bytes = scratch_bytes(params);
+    const size_t rows = (size_t)params->max_rows, canvas = (size_t)params->model->canvas_length;
     cudaError_t e = cudaStreamCreateWithFlags(&b->queue.stream, cudaStreamNonBlocking);
-    if (e == cudaSuccess) e = cudaMalloc((void **)&b->scratch, bytes);
+    if (e == cudaSuccess)
+        e = cudaHostAlloc((void **)&b->pinned, 4 * (rows + canvas + 1 + 3 * canvas), cudaHostAllocDefault);
+    if (e == cudaSuccess) e = cudaMalloc((void **)&b->memory, bytes);
     if (e != cudaSuccess) {
         free_backend(b);
         return allocation_failure(e, bytes, error);
     }
-    lay_out(params, b->queue.n_multiprocessors, b->scratch, b);
+    dg_cuda_lay_out_scratch(params, b->queue.n_multiprocessors, b->memory, &b->scratch);
+    b->host.ids = (int32_t *)b->pinned;
+    b->host.uniforms = (float *)(b->host.ids + rows);
+    b->host.results = (int32_t *)(b->host.uniforms + canvas + 1);
     *out = b;
     return DG_OK;
 }
 
-dg_status allocate(dg_backend *b, uint64_t n_bytes, void **memory, dg_error *error) {
+dg_status allocate(dg_backend *b, dg_place, uint64_t n_bytes, void **memory, dg_error *error) {
     cudaError_t e = cudaMalloc(memory, n_bytes);
-    if (e == cudaSuccess) e = cudaMemsetAsync(*memory, 0, n_bytes, b->queue.stream);
-    if (e == cudaSuccess) return DG_OK;
+    if (e == cudaSuccess) {
+        e = cudaMemsetAsync(*memory, 0, n_bytes, b->queue.stream);
+        if (e == cudaSuccess) return DG_OK;
+        cudaFree(*memory);
+    }
     *memory = nullptr;
     return allocation_failure(e, n_bytes, error);
 }
@@ -195,25 +150,27 @@ PrepareTarget target_for(const Activations &x, const float *norm, const dg_weigh
 }
 
 Partials product(dg_backend *b, const dg_weight *const *weights, int n_weights, const Activations &x, int n) {
-    Partials out = {b->partials, b->partials_floats, 0, 0, 0};
+    Partials out = {b->scratch.partials, b->scratch.partials_floats, 0, 0, 0};
     matmul(b->queue, weights, n_weights, x, n, &out);
     return out;
 }
 
 void embed(dg_backend *b, const int32_t *host_ids, int32_t n, float *x) {
     if (!usable(b)) return;
-    cudaMemcpyAsync(b->ids, host_ids, (size_t)n * sizeof *host_ids, cudaMemcpyHostToDevice, b->queue.stream);
-    embed_rows(b->queue, &b->model->token_embd, b->ids, n, x);
+    const size_t bytes = (size_t)n * sizeof *host_ids;
+    memcpy(b->host.ids, host_ids, bytes); /* the last use of it has ended: every pass ends with `finish` */
+    cudaMemcpyAsync(b->scratch.ids, b->host.ids, bytes, cudaMemcpyHostToDevice, b->queue.stream);
+    embed_rows(b->queue, &b->model->token_embd, b->scratch.ids, n, x);
     note_failure(b, "embed");
 }
 
 void mlp(dg_backend *b, const dg_mlp *m, const float *x, int32_t n, float *out) {
     if (!usable(b)) return;
     const dg_weight *gate_up[] = {&m->gate, &m->up}, *down[] = {&m->down};
-    PrepareTarget target = target_for(b->x, m->norm, gate_up, 2);
+    PrepareTarget target = target_for(b->scratch.x, m->norm, gate_up, 2);
     prepare_rows(b->queue, x, n, b->model->n_embd, true, b->model->rms_eps, &target, 1);
-    prepare_gated(b->queue, product(b, gate_up, 2, b->x, n), (int)m->gate.n_rows, is_integer(m->down), b->x);
-    sum_partials(b->queue, product(b, down, 1, b->x, n), out);
+    prepare_gated(b->queue, product(b, gate_up, 2, b->scratch.x, n), (int)m->gate.n_rows, is_integer(m->down), b->scratch.x);
+    sum_partials(b->queue, product(b, down, 1, b->scratch.x, n), out);
     note_failure(b, "mlp");
 }
 
@@ -232,9 +189,9 @@ void project_qkv(dg_backend *b, const dg_layer *layer, const float *x, int32_t n
     if (q != nullptr) weights[n_weights++] = &layer->attn_q;
     weights[n_weights++] = &layer->attn_k;
     if (layer->attn_v.data != nullptr) weights[n_weights++] = &layer->attn_v;
-    PrepareTarget target = target_for(b->x, layer->attn_norm, weights, n_weights);
+    PrepareTarget target = target_for(b->scratch.x, layer->attn_norm, weights, n_weights);
     prepare_rows(b->queue, x, n, model->n_embd, true, model->rms_eps, &target, 1);
-    Partials projections = product(b, weights, n_weights, b->x, n);
+    Partials projections = product(b, weights, n_weights, b->scratch.x, n);
     QkvTarget out = {layer,
                      b->device->frequencies + (layer - model->layers) * b->device->frequency_stride,
                      model->n_heads,
@@ -264,8 +221,8 @@ void attend_spans(dg_backend *b, const dg_layer *layer, const float *q, int32_t 
     task.type_v = b->params.type_v;
     task.q = q;
     task.out = a;
-    task.scratch = b->attention;
-    task.scratch_floats = b->attention_floats;
+    task.scratch = b->scratch.attention;
+    task.scratch_floats = b->scratch.attention_floats;
     attend(b->queue, task);
     note_failure(b, "attend");
 }
@@ -273,9 +230,9 @@ void attend_spans(dg_backend *b, const dg_layer *layer, const float *q, int32_t 
 void project_output(dg_backend *b, const dg_layer *layer, const float *a, int32_t n, float *x) {
     if (!usable(b)) return;
     const dg_weight *weights[] = {&layer->attn_output};
-    PrepareTarget target = target_for(b->x, nullptr, weights, 1);
+    PrepareTarget target = target_for(b->scratch.x, nullptr, weights, 1);
     prepare_rows(b->queue, a, n, (int)layer->attn_output.n_cols, false, 0, &target, 1);
-    add_normed(b->queue, product(b, weights, 1, b->x, n), layer->post_attention_norm, b->model->rms_eps, x);
+    add_normed(b->queue, product(b, weights, 1, b->scratch.x, n), layer->post_attention_norm, b->model->rms_eps, x);
     note_failure(b, "project_output");
 }
 
@@ -290,11 +247,11 @@ void moe(dg_backend *b, const dg_moe *m, const float *x, int32_t n, float *out) 
     router.n_rows = model->n_experts;
     router.n_cols = model->n_embd;
     const dg_weight *routers[] = {&router};
-    PrepareTarget targets[2] = {target_for(b->x, m->norm, gate, 1),
-                                target_for(b->router, m->router_scale, routers, 1)};
+    PrepareTarget targets[2] = {target_for(b->scratch.x, m->norm, gate, 1),
+                                target_for(b->scratch.router, m->router_scale, routers, 1)};
     targets[1].gain = 1.0f / sqrtf((float)model->n_embd);
     prepare_rows(b->queue, x, n, model->n_embd, true, model->rms_eps, targets, 2);
-    MoeTask task = {model, m, b->x, product(b, routers, 1, b->router, n), n, b->moe, out};
+    MoeTask task = {model, m, b->scratch.x, product(b, routers, 1, b->scratch.router, n), n, b->scratch.moe, out};
     mix_experts(b->queue, task);
     note_failure(b, "moe");
 }
@@ -308,86 +265,127 @@ void combine_paths(dg_backend *b, const dg_layer *layer, float *x, const float *
 
 /* ---- Head ----------------------------------------------------------------------------------------------------- */
 
-/* The head's task for rows [first, first + n) of x; prepares their activations unless x is NULL. */
-HeadTask head_task(dg_backend *b, const float *x, int first, int n, float *soft) {
+/* The head's task for n rows of x; prepares their activations unless x is NULL. */
+HeadTask head_task(dg_backend *b, const float *x, int n, float *soft) {
     const dg_model *model = b->model;
-    HeadTask task = {model, b->x, n, 1.0f, b->params.soft_embedding_bound, b->head, nullptr};
-    if (soft != nullptr) task.soft = soft + (int64_t)first * model->n_embd;
     if (x != nullptr) {
         const dg_weight *weights[] = {&model->token_embd};
-        PrepareTarget target = target_for(b->x, model->output_norm, weights, 1);
-        prepare_rows(b->queue, x + (int64_t)first * model->n_embd, n, model->n_embd, true, model->rms_eps, &target, 1);
+        PrepareTarget target = target_for(b->scratch.x, model->output_norm, weights, 1);
+        prepare_rows(b->queue, x, n, model->n_embd, true, model->rms_eps, &target, 1);
     }
-    return task;
+    return {model, b->scratch.x, n, b->params.soft_embedding_bound, b->scratch.head, soft};
 }
 
-int min_int(int a, int b) { return a < b ? a : b; }
-
 void logits(dg_backend *b, const float *x, int32_t n, float *host_logits) {
+    if (!usable(b)) return;
     const int64_t n_vocab = b->model->n_vocab;
-    for (int row = 0; row < n && usable(b); row += b->head_rows) {
-        HeadTask task = head_task(b, x, row, min_int(b->head_rows, n - row), nullptr);
-        for (int64_t first = 0; first < n_vocab; first += kLogitsChunk) {
-            int count = (int)(n_vocab - first < kLogitsChunk ? n_vocab - first : kLogitsChunk);
-            chunk_logits(b->queue, task, first, count);
-            cudaMemcpy2DAsync(host_logits + row * n_vocab + first, (size_t)n_vocab * sizeof(float), b->head.chunk,
-                              kLogitsChunk * sizeof(float), (size_t)count * sizeof(float), (size_t)task.n,
-                              cudaMemcpyDeviceToHost, b->queue.stream);
-        }
-        note_failure(b, "logits");
+    HeadTask task = head_task(b, x, n, nullptr);
+    for (int64_t first = 0; first < n_vocab; first += kLogitsChunk) {
+        int count = (int)(n_vocab - first < kLogitsChunk ? n_vocab - first : kLogitsChunk);
+        chunk_logits(b->queue, task, first, count);
+        cudaMemcpy2DAsync(host_logits + first, (size_t)n_vocab * sizeof(float), b->scratch.head.chunk,
+                          kLogitsChunk * sizeof(float), (size_t)count * sizeof(float), (size_t)n,
+                          cudaMemcpyDeviceToHost, b->queue.stream);
     }
+    note_failure(b, "logits");
 }
 
 void soft_embedding(dg_backend *b, const float *host_z, int32_t n, float *soft) {
+    if (!usable(b)) return;
     const int64_t n_vocab = b->model->n_vocab;
-    for (int row = 0; row < n && usable(b); row += b->head_rows) {
-        HeadTask task = head_task(b, nullptr, row, min_int(b->head_rows, n - row), soft);
-        soften_begin(b->queue, task);
-        for (int pass = 0; pass < 2; pass++) /* statistics, then sums */
-            for (int64_t first = 0; first < n_vocab; first += kGivenChunk) {
-                int count = (int)(n_vocab - first < kGivenChunk ? n_vocab - first : kGivenChunk);
-                cudaMemcpy2DAsync(given_chunk(task), kGivenChunk * sizeof(float), host_z + row * n_vocab + first,
-                                  (size_t)n_vocab * sizeof(float), (size_t)count * sizeof(float), (size_t)task.n,
-                                  cudaMemcpyHostToDevice, b->queue.stream);
-                if (pass == 0)
-                    soften_statistics(b->queue, task, count);
-                else
-                    soften_add(b->queue, task, first, count);
-            }
-        soften_end(b->queue, task);
-        note_failure(b, "soft_embedding");
-    }
+    HeadTask task = head_task(b, nullptr, n, soft);
+    soften_begin(b->queue, task);
+    for (int pass = 0; pass < 2; pass++) /* statistics, then sums */
+        for (int64_t first = 0; first < n_vocab; first += kGivenChunk) {
+            int count = (int)(n_vocab - first < kGivenChunk ? n_vocab - first : kGivenChunk);
+            cudaMemcpy2DAsync(given_chunk(task), kGivenChunk * sizeof(float), host_z + first,
+                              (size_t)n_vocab * sizeof(float), (size_t)count * sizeof(float), (size_t)n,
+                              cudaMemcpyHostToDevice, b->queue.stream);
+            if (pass == 0)
+                soften_statistics(b->queue, task, count);
+            else
+                soften_add(b->queue, task, first, count);
+        }
+    soften_end(b->queue, task);
+    note_failure(b, "soft_embedding");
+}
+
+/* What a step brings to the device, behind the token ids. */
+void stage_sampling(dg_backend *b, int32_t n, float temperature, const float *host_uniforms,
+                    const dg_head_result *result) {
+    memcpy(b->host.uniforms, host_uniforms, (size_t)n * sizeof(float));
+    b->host.uniforms[b->model->canvas_length] = temperature;
+    b->result = *result;
+    b->n_results = n;
 }
 
 void sample(dg_backend *b, const float *x, int32_t n, float temperature, const float *host_uniforms,
             const dg_head_result *result, float *soft) {
+    if (!usable(b)) return;
     const cudaStream_t stream = b->queue.stream;
-    for (int row = 0; row < n && usable(b); row += b->head_rows) {
-        HeadTask task = head_task(b, x, row, min_int(b->head_rows, n - row), soft);
-        const size_t bytes = (size_t)task.n * 4;
-        task.temperature = temperature;
-        cudaMemcpyAsync(b->head.uniforms, host_uniforms + row, bytes, cudaMemcpyHostToDevice, stream);
-        sample_head(b->queue, task);
-        cudaMemcpyAsync(result->host_argmax + row, b->head.argmax, bytes, cudaMemcpyDeviceToHost, stream);
-        cudaMemcpyAsync(result->host_candidates + row, b->head.candidates, bytes, cudaMemcpyDeviceToHost, stream);
-        cudaMemcpyAsync(result->host_entropies + row, b->head.entropies, bytes, cudaMemcpyDeviceToHost, stream);
-        note_failure(b, "sample");
-    }
+    const HeadScratch &head = b->scratch.head;
+    const size_t canvas = (size_t)b->model->canvas_length;
+    HeadTask task = head_task(b, x, n, soft);
+    stage_sampling(b, n, temperature, host_uniforms, result);
+    cudaMemcpyAsync(head.uniforms, b->host.uniforms, (canvas + 1) * sizeof(float), cudaMemcpyHostToDevice, stream);
+    sample_head(b->queue, task);
+    cudaMemcpyAsync(b->host.results, head.argmax, 3 * canvas * sizeof(int32_t), cudaMemcpyDeviceToHost, stream);
+    note_failure(b, "sample");
+}
+
+/* ---- A step as one graph -------------------------------------------------------------------------------------- */
+
+/* All but the first and the last step of a canvas are the same work: the first is not conditioned, and nothing follows
+ * the last. They are plain launches, so that every kernel has been loaded before recording begins. */
+dg_step_kind begin_step(dg_backend *b, const dg_step *step) {
+    if (!usable(b) || !step->conditioned || !step->soft) return DG_STEP_PLAIN;
+    if (!b->recording.holds(step->position))
+        return b->recording.begin(b->queue.stream, step->position) ? DG_STEP_RECORDED : DG_STEP_PLAIN;
+    memcpy(b->host.ids, step->host_ids, (size_t)step->n * sizeof(int32_t));
+    stage_sampling(b, step->n, step->temperature, step->host_uniforms, step->result);
+    keep_failure(b, b->recording.launch(b->queue.stream), "a denoising step");
+    return DG_STEP_REPEATED;
+}
+
+bool end_step(dg_backend *b) {
+    if (!b->recording.end(b->queue.stream)) return false;
+    keep_failure(b, b->recording.launch(b->queue.stream), "a denoising step");
+    return true;
 }
 
 dg_status finish(dg_backend *b, dg_error *error) {
-    cudaStreamSynchronize(b->queue.stream);
+    if (b->recording.active()) b->recording.abandon(b->queue.stream); /* cancelled in the middle of a step */
+    keep_failure(b, cudaStreamSynchronize(b->queue.stream), "a kernel");
     note_failure(b, "a kernel");
     dg_status status = b->status;
     b->status = DG_OK;
-    if (status == DG_OK) return DG_OK;
-    return dg_fail(error, status, "%s", b->message);
+    const int32_t n = b->n_results, stride = b->model->canvas_length;
+    b->n_results = 0;
+    if (status != DG_OK) return dg_fail(error, status, "%s", b->message);
+    if (n == 0) return DG_OK;
+    memcpy(b->result.host_argmax, b->host.results, (size_t)n * sizeof(int32_t));
+    memcpy(b->result.host_candidates, b->host.results + stride, (size_t)n * sizeof(int32_t));
+    memcpy(b->result.host_entropies, b->host.results + 2 * stride, (size_t)n * sizeof(float));
+    return DG_OK;
 }
 
+dg_status describe_device(dg_device *device, dg_error *error) {
+    size_t free_bytes = 0, total_bytes = 0;
+    cudaDeviceProp properties;
+    cudaError_t e = cudaGetDeviceProperties(&properties, 0);
+    if (e == cudaSuccess) e = cudaMemGetInfo(&free_bytes, &total_bytes);
+    cudaGetLastError();
+    if (e != cudaSuccess) return dg_fail(error, DG_ERROR_BACKEND, "CUDA: %s", cudaGetErrorString(e));
+    *device = {free_bytes, total_bytes, properties.multiProcessorCount};
+    return DG_OK;
+}
+
+/* In the order of the struct: C++17 has no designated initialisers. */
 const dg_backend_ops kOperations = {
-    load_model,     unload_model, scratch_bytes, create,  free_backend, allocate,       release, upload,
-    download,       embed,        mlp,           add_norm, project_qkv, attend_spans,   project_output,
-    moe,            combine_paths, logits,       soft_embedding,        sample,         finish,
+    describe_device, load_model, unload_model, scratch_bytes, create,       free_backend,   allocate,
+    release,         upload,     download,     embed,         mlp,          add_norm,       project_qkv,
+    attend_spans,    project_output, moe,      combine_paths, logits,       soft_embedding, sample,
+    begin_step,      end_step,   finish,       nullptr,
 };
 
 /* Why no device can be used, into `note`; false where one can. */
@@ -425,9 +423,4 @@ dg_cuda_backend(size_t model_bytes, size_t ops_bytes, char *note, size_t note_si
         return nullptr;
     }
     return find_obstacle(note, note_size) ? nullptr : &kOperations;
-}
-
-/* Bytes of device memory that the weights of a model, bound but not loaded, will take. */
-extern "C" __attribute__((visibility("default"))) uint64_t dg_cuda_weight_bytes(const dg_model *model) {
-    return predicted_weight_bytes(model);
 }

@@ -3,10 +3,7 @@
 #ifndef DG_CUDA_DEVICE_CUH
 #define DG_CUDA_DEVICE_CUH
 
-#include <atomic> /* before model.h, which is C inside of the block below */
-
 extern "C" {
-#include "backend.h"
 #include "error.h"
 }
 
@@ -43,9 +40,6 @@ static __device__ __forceinline__ float partial_sum(const Partials &p, int row, 
  * activations of each weight. `out->values` and `out->capacity` are given, the rest is set. */
 void matmul(const Queue &queue, const dg_weight *const *weights, int n_weights, const Activations &x, int n,
             Partials *out);
-
-/* Floats that `out` needs for n rows of n_columns results. */
-int64_t partials_capacity(const Queue &queue, int64_t n, int64_t n_columns);
 
 /* ---- rows.cu: operations on rows, one block each -------------------------------------------------------------- */
 
@@ -112,19 +106,8 @@ struct AttentionTask {
 };
 
 void attend(const Queue &queue, const AttentionTask &task);
-int64_t attention_scratch_floats(int n, int n_heads, int head_dim);
 
 /* ---- moe.cu --------------------------------------------------------------------------------------------------- */
-
-struct MoeScratch {
-    int32_t *ids;         /* (n, n_used) the chosen experts of each token */
-    float *shares;        /* (n, n_used) */
-    int32_t *slots;       /* (n, n_used) where in the sorted order a choice stands */
-    int32_t *slot_tokens; /* (n · n_used) whose choice stands there */
-    int32_t *work;        /* (max_tiles, 3): expert, first slot, number of slots; then the number of entries */
-    Activations hidden;   /* (n · n_used, n_ff) */
-    float *out;           /* (n · n_used, n_embd) */
-};
 
 struct MoeTask {
     const dg_model *model;
@@ -136,52 +119,20 @@ struct MoeTask {
     float *out; /* (n, n_embd) */
 };
 
-/* Most entries of the work list. */
-int64_t moe_work_entries(const dg_model *model, int64_t n);
 void mix_experts(const Queue &queue, const MoeTask &task);
 
 /* ---- head.cu -------------------------------------------------------------------------------------------------- */
-
-constexpr int kMaxLooks = 32;           /* vocabulary tiles that a narrow distribution may lie in */
-constexpr int kVocabularyTile = 64;     /* tokens */
-constexpr int kVocabularyChunk = 16384; /* tokens that the dense soft embedding takes at a time */
-constexpr int kSoftSplits = 3;
-constexpr int kSoftTokens = 128; /* of a block of the dense soft embedding */
-
-/* Of one token's distribution softmax(z). */
-struct HeadRow {
-    float maximum;    /* of z */
-    float normaliser; /* Σ exp(z − maximum) */
-    int32_t tile;     /* the vocabulary tile of the draw */
-    float remainder;  /* what of the draw's running sum, in units of the normaliser, falls into that tile */
-    int32_t n_looks;  /* tiles that the soft embedding looks into; −1: all, densely */
-    int32_t looks[kMaxLooks];
-};
-
-struct HeadScratch {
-    float4 *statistics;   /* (n, n_tiles): of each vocabulary tile; see head.cu */
-    HeadRow *rows;        /* (n) */
-    float *look_weights;  /* (n, kMaxLooks, kVocabularyTile) probabilities */
-    int32_t *any_dense;   /* (n / kSoftTokens) whether a token of the block needs the dense form */
-    float *uniforms;      /* (n) */
-    int32_t *argmax;      /* (n) */
-    int32_t *candidates;  /* (n) */
-    float *entropies;     /* (n) */
-    uint16_t *chunk;      /* (n, kVocabularyChunk) float16; see soften.cu */
-    float *soft_sums;     /* (kSoftSplits, n, n_embd) */
-};
 
 struct HeadTask {
     const dg_model *model;
     Activations x; /* (n, n_embd), normed */
     int n;
-    float temperature;
     float bound; /* probability mass that the soft embedding may drop */
     HeadScratch scratch;
     float *soft; /* (n, n_embd), or NULL */
 };
 
-/* Fills scratch.argmax, candidates and entropies, and task.soft. */
+/* Fills scratch.argmax, candidates and entropies, and task.soft; reads scratch.uniforms and temperature. */
 void sample_head(const Queue &queue, const HeadTask &task);
 
 /* Soft-capped logits of the vocabulary from `first` on as float32: scratch.chunk (n, kLogitsChunk). */

@@ -15,7 +15,7 @@
 
 #include "intrinsics.cuh"
 
-constexpr int kTileRows = 16;
+#include "layout.h"
 
 /* Rows of activations as the products read them, for one kind of weights or the other.
  *
@@ -24,13 +24,7 @@ constexpr int kTileRows = 16;
  *     byte 16·t + 8·block + 4·h + i    column 32·block + 16·h + 4·t + i
  *
  * Float weights: float32, the 64 bytes of each 16 columns stored by lane: float 4·t + s is column t + 4·s.
- * Columns are padded with zeros to whole tiles. */
-struct Activations {
-    int8_t *codes; /* (n, k_tiles, 64) */
-    float *scales; /* (n, k_tiles, 2) */
-    float *sums;   /* (n, k_tiles, 2) scale · Σ codes: what a weight's minimum is multiplied by */
-    float *values; /* (n, k_tiles, 16) */
-};
+ * Columns are padded with zeros to whole tiles. struct Activations is in layout.h. */
 
 static __device__ __forceinline__ int code_position(int column) {
     return column / 64 * 64 + column % 16 / 4 * 16 + column % 64 / 32 * 8 + column % 32 / 16 * 4 + column % 4;

@@ -321,7 +321,7 @@ void sample_head(const Queue &queue, const HeadTask &task) {
 
 void chunk_logits(const Queue &queue, const HeadTask &task, int64_t first, int count) {
     HeadParams p = head_params(task);
-    p.temperature = 1;
+    p.temperature = nullptr;
     with_format(task.model->token_embd.type, [&](auto format) {
         using P = DenseProduct<decltype(format)>;
         dim3 grid((unsigned)ceil_div(count, kVocabularyTile), (unsigned)ceil_div(task.n, P::kBlockTokens));

@@ -13,7 +13,8 @@ struct HeadParams {
     int row_tiles, n_vocab;
     Activations x;
     int n;
-    float softcap, temperature;
+    float softcap;
+    const float *temperature; /* NULL: 1 */
     float bound;
     HeadScratch scratch;
 };
@@ -34,8 +35,9 @@ static __device__ __forceinline__ void head_logits(typename P::Accumulators &z, 
         },
         row_of);
     const float scale = p.scale != nullptr ? *p.scale : 1.0f;
+    const float temperature = p.temperature != nullptr ? *p.temperature : 1.0f;
     P::for_each(z, [&](int row, int, float &value) {
-        value = row_tile0 * kTileRows + row < p.n_vocab ? capped(value * scale, p.softcap) / p.temperature : -INFINITY;
+        value = row_tile0 * kTileRows + row < p.n_vocab ? capped(value * scale, p.softcap) / temperature : -INFINITY;
     });
 }
 
@@ -44,7 +46,7 @@ static inline HeadParams head_params(const HeadTask &task) {
     PackedShape shape = packed_shape(e.type, e.n_rows, e.n_cols);
     return {(const char *)e.data, e.scale,     shape.row_tile_bytes,      shape.k_tiles,
             (int)shape.row_tiles, (int)e.n_rows, task.x,                  task.n,
-            task.model->logit_softcap, task.temperature, task.bound,      task.scratch};
+            task.model->logit_softcap, task.scratch.temperature, task.bound, task.scratch};
 }
 
 #endif

@@ -52,10 +52,10 @@ template <class F> __global__ void __launch_bounds__(DenseProduct<F>::kThreads) 
     });
 }
 
-constexpr int kRowsPerBlock = 64, kTokensPerBlock = 128; /* of DenseProduct */
 constexpr int kMaxSplits = 8;
 
-/* A split costs a pass over the result, so columns are split only where blocks would leave multiprocessors idle. */
+/* A split costs a pass over the result, so columns are split only where blocks would leave multiprocessors idle: blocks
+ * never exceed two waves, which is what the scratch is sized for (layout.c). */
 int choose_splits(const Queue &queue, int64_t blocks, int64_t k_columns) {
     int64_t wanted = 2 * queue.n_multiprocessors / blocks;
     int64_t splits = wanted < kMaxSplits ? wanted : kMaxSplits;
@@ -65,17 +65,11 @@ int choose_splits(const Queue &queue, int64_t blocks, int64_t k_columns) {
 
 } // namespace
 
-int64_t partials_capacity(const Queue &queue, int64_t n, int64_t n_columns) {
-    /* Split results never exceed two waves of blocks; see choose_splits. */
-    int64_t split = (int64_t)2 * queue.n_multiprocessors * kRowsPerBlock * kTokensPerBlock;
-    return n * n_columns > split ? n * n_columns : split;
-}
-
 void matmul(const Queue &queue, const dg_weight *const *weights, int n_weights, const Activations &x, int n,
             Partials *out) {
     int64_t blocks = 0, columns = 0;
     for (int i = 0; i < n_weights; i++) {
-        blocks += ceil_div(weights[i]->n_rows, kRowsPerBlock) * ceil_div(n, kTokensPerBlock);
+        blocks += ceil_div(weights[i]->n_rows, kProductRows) * ceil_div(n, kProductTokens);
         columns += weights[i]->n_rows;
     }
     int splits = choose_splits(queue, blocks, weights[0]->n_cols);
@@ -104,7 +98,7 @@ void matmul(const Queue &queue, const dg_weight *const *weights, int n_weights, 
             if (w->type == weights[i]->type) {
                 p.parts[p.n_parts++] = {(const char *)w->data, w->scale, (int)w->n_rows,
                                         (int)ceil_div(w->n_rows, kTileRows), n_blocks, column};
-                n_blocks += (int)ceil_div(w->n_rows, kRowsPerBlock);
+                n_blocks += (int)ceil_div(w->n_rows, kProductRows);
                 done[j] = true;
             }
             column += (int)w->n_rows;
@@ -112,8 +106,8 @@ void matmul(const Queue &queue, const dg_weight *const *weights, int n_weights, 
         with_format(weights[i]->type, [&](auto format) {
             using F = decltype(format);
             using P = DenseProduct<F>;
-            static_assert(P::kBlockRowTiles * kTileRows == kRowsPerBlock && P::kBlockTokens == kTokensPerBlock, "");
-            dim3 grid((unsigned)n_blocks, (unsigned)ceil_div(n, kTokensPerBlock), (unsigned)splits);
+            static_assert(P::kBlockRowTiles * kTileRows == kProductRows && P::kBlockTokens == kProductTokens, "");
+            dim3 grid((unsigned)n_blocks, (unsigned)ceil_div(n, kProductTokens), (unsigned)splits);
             launch(matmul_kernel<F>, grid, dim3(P::kThreads), P::kSharedBytes, queue.stream, p);
         });
     }

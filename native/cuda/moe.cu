@@ -6,7 +6,6 @@
 
 namespace {
 
-constexpr int kWorkTokens = 32; /* of ExpertProduct */
 constexpr int kBlockFeatures = 64; /* gate and up rows of as many features, or twice as many rows of down */
 
 /* ---- Choice --------------------------------------------------------------------------------------------------- */
@@ -245,18 +244,12 @@ __global__ void __launch_bounds__(kMixThreads) mix_kernel(const float *results, 
 
 } // namespace
 
-int64_t moe_work_entries(const dg_model *model, int64_t n) {
-    int64_t choices = n * model->n_experts_used;
-    int64_t started = choices < model->n_experts ? choices : model->n_experts;
-    return started + choices / kWorkTokens;
-}
-
 void mix_experts(const Queue &queue, const MoeTask &task) {
     const dg_model *model = task.model;
     const dg_moe *moe = task.moe;
     const MoeScratch &s = task.scratch;
     const int n_used = model->n_experts_used, n_choices = task.n * n_used;
-    const int max_work = (int)moe_work_entries(model, task.n);
+    const int max_work = (int)dg_cuda_moe_work_entries(model, task.n);
 
     RouteParams route = {task.router_logits, n_used, moe->expert_scale, s.ids, s.shares};
     launch(route_kernel, dim3((unsigned)ceil_div(task.n, kRouteWarps)), dim3(32 * kRouteWarps),

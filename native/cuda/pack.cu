@@ -167,6 +167,20 @@ template <class F> __global__ void pack_kernel(Source s, int64_t k_tiles, int64_
 
 } // namespace
 
+/* The engine plans memory by the sizes in layout.h. */
+template <class F, int kBytes> constexpr bool has_planned_size =
+    F::kTileBytes == kBytes && F::kTileCols == (F::kInteger ? kIntegerTileCols : kFloatTileCols);
+static_assert(has_planned_size<FormatQ4_0, kNibbleTileBytes>, "layout.h");
+static_assert(has_planned_size<FormatIq4Nl, kNibbleTileBytes>, "layout.h");
+static_assert(has_planned_size<FormatNvfp4, kNibbleTileBytes>, "layout.h");
+static_assert(has_planned_size<FormatNibbleMin, kNibbleMinTileBytes>, "layout.h");
+static_assert(has_planned_size<FormatFiveMin, kFiveMinTileBytes>, "layout.h");
+static_assert(has_planned_size<FormatQ6K, kSixTileBytes>, "layout.h");
+static_assert(has_planned_size<FormatQ8_0, kByteTileBytes>, "layout.h");
+static_assert(has_planned_size<FormatF16, kHalfTileBytes>, "layout.h");
+static_assert(has_planned_size<FormatBf16, kHalfTileBytes>, "layout.h");
+static_assert(has_planned_size<FormatF32, kFloatTileBytes>, "layout.h");
+
 PackedShape packed_shape(int32_t type, int64_t n_rows, int64_t n_cols) {
     PackedShape shape = {};
     shape.known = with_format(type, [&](auto format) {

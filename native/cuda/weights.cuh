@@ -6,9 +6,8 @@
 
 /* dg_model.backend_data */
 struct DeviceModel {
-    char *arena = nullptr; /* the one allocation that every weight and vector of the model lies in */
-    uint64_t bytes = 0;
-    float *frequencies = nullptr; /* (n_layers, frequency_stride) of the rotation */
+    char *arena = nullptr; /* the one allocation that every weight and vector of the model lies in: layout.h */
+    const float *frequencies = nullptr; /* (n_layers, frequency_stride) of the rotation */
     int frequency_stride = 0;
     int n_multiprocessors = 0;
 };
@@ -16,8 +15,5 @@ struct DeviceModel {
 /* dg_backend_ops.load_model and unload_model */
 dg_status load_model(dg_model *model, const dg_model_params *params, dg_error *error);
 void unload_model(dg_model *model);
-
-/* What load_model will allocate for a model that is not loaded yet. */
-uint64_t predicted_weight_bytes(const dg_model *model);
 
 #endif

@@ -164,11 +164,13 @@ typedef bool (*dg_progress_callback)(float done, void *user);
 typedef struct dg_model_params {
     size_t size;              /* sizeof(dg_model_params) */
     dg_backend_kind backend;  /* AUTO: a GPU where one can serve, the CPU otherwise */
-    int32_t n_gpu_layers;     /* layers kept on the GPU; −1: as many as fit */
-    int32_t n_cpu_moe;        /* the experts of the last so many layers stay on the CPU */
+    int32_t n_gpu_layers;     /* the last so many layers are kept on the GPU, the others run on the CPU; more than there
+                                 are: all; −1: as many as fit, beside a session with the parameters below */
+    int32_t n_cpu_moe;        /* the experts of the last so many layers stay on the CPU; with n_gpu_layers −1, at least */
     bool use_mmap;            /* false: read the file into memory */
     dg_progress_callback progress;
     void *user;
+    const struct dg_session_params *session; /* what sessions will be created with; NULL: the defaults */
 } dg_model_params;
 
 dg_model_params dg_model_params_default(void);
@@ -202,7 +204,9 @@ typedef struct dg_model_info {
     int32_t end_tokens[16];  /* ids that end an answer */
     dg_backend_kind backend; /* the one in use */
     const char *backend_name; /* "cpu (avx512-vnni)", lives as long as the model */
-    const char *backend_note; /* why a wanted GPU is not used; "" otherwise */
+    const char *backend_note; /* why a wanted GPU is not used, or how the model is divided; "" otherwise */
+    int32_t n_gpu_layers;     /* the division in use; 0 and 0 on the CPU */
+    int32_t n_cpu_moe;
 } dg_model_info;
 
 dg_status dg_model_open(const char *path, const dg_model_params *params, dg_model **model, dg_error *error);
@@ -237,6 +241,23 @@ typedef struct dg_memory {
 
 /* What a session with these parameters takes, without creating it. */
 dg_status dg_session_memory(const dg_model *model, const dg_session_params *params, dg_memory *memory,
+                            dg_error *error);
+
+/* What a model and one session of it take on a GPU. */
+typedef struct dg_gpu_plan {
+    size_t size;          /* sizeof(dg_gpu_plan) */
+    uint64_t available;   /* given: bytes free on the GPU; only looked at for n_gpu_layers −1 */
+    int32_t n_gpu_layers; /* given and returned, as in dg_model_params */
+    int32_t n_cpu_moe;
+    uint64_t weights;     /* returned: bytes of the weights on the GPU */
+    uint64_t cache;       /* keys and values of the layers on the GPU */
+    uint64_t scratch;     /* a session's working memory */
+    uint64_t reserve;     /* left to recorded steps, the kernels' code, and rounding */
+    uint64_t total;
+} dg_gpu_plan;
+
+/* Plans without a GPU at hand. DG_ERROR_OUT_OF_MEMORY where not even the embedding would fit. */
+dg_status dg_model_plan_gpu(const dg_model *model, const dg_session_params *session, dg_gpu_plan *plan,
                             dg_error *error);
 
 dg_status dg_session_create(dg_model *model, const dg_session_params *params, dg_session **session, dg_error *error);

@@ -31,8 +31,8 @@ class DiffusionGemma:
         n_ctx: tokens of context, at most what the model was trained for; 0: all of that.
         n_batch: prompt tokens encoded at a time.
         n_threads: None: one a physical core.
-        n_gpu_layers: "auto" (as many as fit), or how many layers the GPU keeps.
-        n_cpu_moe: the experts of the last so many layers stay on the CPU.
+        n_gpu_layers: how many layers, the last ones, the GPU keeps; "auto": as many as fit.
+        n_cpu_moe: the experts of the last so many layers stay on the CPU; "auto" may add more.
         backend: "auto", "cpu" or "cuda".
         type_k, type_v: type of the cache: "f32", "f16", "bf16" or "q8_0".
         use_mmap: False reads the file into memory.
@@ -70,6 +70,13 @@ class DiffusionGemma:
             raise ValueError(f'n_gpu_layers is {n_gpu_layers!r}: expected "auto" or a number')
         self.model_path = os.fspath(model_path)
         self.set_seed(seed)
+        self._params: dict[str, Any] = {
+            "n_ctx": n_ctx,
+            "n_batch": n_batch,
+            "n_threads": n_threads or 0,
+            "type_k": "f16" if type_k is None else type_k,
+            "type_v": "f16" if type_v is None else type_v,
+        }
         self._model = Model(
             model_path,
             backend=backend,
@@ -77,15 +84,10 @@ class DiffusionGemma:
             n_cpu_moe=n_cpu_moe,
             use_mmap=use_mmap,
             progress=hub.progress_bar("loading") if verbose else None,
+            session=self._params,
         )
         self.info: ModelInfo = self._model.info
-        self._params: dict[str, Any] = {
-            "n_ctx": min(n_ctx, self.info.context_length) if n_ctx > 0 else n_ctx,
-            "n_batch": n_batch,
-            "n_threads": n_threads or 0,
-            "type_k": "f16" if type_k is None else type_k,
-            "type_v": "f16" if type_v is None else type_v,
-        }
+        self._params["n_ctx"] = min(n_ctx, self.info.context_length) if n_ctx > 0 else n_ctx
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._lazy = threading.Lock()
         self._tokenizer: Tokenizer | None = None

@@ -131,6 +131,8 @@ class ModelInfo:
     backend: str
     backend_name: str
     backend_note: str
+    n_gpu_layers: int
+    n_cpu_moe: int
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,19 @@ class Activations:
 
     sums: npt.NDArray[np.float64]
     counts: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class GpuPlan:
+    """Bytes that a model and one session take on a GPU, and which part of the model is there."""
+
+    n_gpu_layers: int
+    n_cpu_moe: int
+    weights: int
+    cache: int
+    scratch: int
+    reserve: int
+    total: int
 
 
 @dataclass(frozen=True)

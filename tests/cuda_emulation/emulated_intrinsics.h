@@ -4,6 +4,8 @@
 
 #include "quant/float.h"
 
+#include <tuple>
+
 static inline float half_to_float(uint16_t h) { return dg_f16_to_f32(h); }
 static inline uint16_t float_to_half(float x) { return dg_f32_to_f16(x); }
 
@@ -109,9 +111,10 @@ static inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void *row) {
 template <class T> T *shared_memory() { return (T *)emulation::shared; }
 
 template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t,
+void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
             Arguments... arguments) {
-    emulation::run_grid(grid, block, shared_bytes, [&] { kernel(arguments...); });
+    emulation::launch_kernel(stream, (void *)kernel, grid, block, shared_bytes,
+                             [kernel, values = std::tuple<Parameters...>(arguments...)] { std::apply(kernel, values); });
 }
 
 #endif

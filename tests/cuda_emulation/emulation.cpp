@@ -1,11 +1,8 @@
-/* Fibers, barriers and memory behind the emulated cuda_runtime.h. */
+/* Fibers, barriers and asynchronous copies behind the emulated cuda_runtime.h. */
 #include "cuda_runtime.h"
 
-#include <atomic>
-#include <map>
-#include <mutex>
-#include <new>
 #include <stdio.h>
+#include <utility>
 #include <vector>
 
 #if !defined(__x86_64__)
@@ -285,77 +282,3 @@ void wait_copies(int groups_left) {
 }
 
 } // namespace emulation
-
-/* ---- Runtime -------------------------------------------------------------------------------------------------- */
-
-static std::mutex allocations_lock;
-static std::map<void *, size_t> allocations;
-static size_t allocated;
-static std::atomic<cudaError_t> last_error{cudaSuccess};
-
-static size_t device_memory() {
-    const char *bytes = getenv("DGEMMA_EMULATION_MEMORY");
-    return bytes != nullptr ? (size_t)strtoull(bytes, nullptr, 10) : (size_t)4 << 30;
-}
-
-cudaError_t cudaMalloc(void **memory, size_t bytes) {
-    std::lock_guard<std::mutex> guard(allocations_lock);
-    *memory = nullptr;
-    if (bytes > device_memory() || allocated > device_memory() - bytes)
-        return last_error = cudaErrorMemoryAllocation;
-    *memory = aligned_alloc(256, (bytes + 255) / 256 * 256);
-    if (*memory == nullptr) return last_error = cudaErrorMemoryAllocation;
-    memset(*memory, 0xff, bytes);
-    allocations[*memory] = bytes;
-    allocated += bytes;
-    return cudaSuccess;
-}
-
-cudaError_t cudaFree(void *memory) {
-    std::lock_guard<std::mutex> guard(allocations_lock);
-    auto found = allocations.find(memory);
-    if (memory == nullptr) return cudaSuccess;
-    if (found == allocations.end()) return last_error = cudaErrorInvalidValue;
-    allocated -= found->second;
-    allocations.erase(found);
-    free(memory);
-    return cudaSuccess;
-}
-
-cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes) {
-    std::lock_guard<std::mutex> guard(allocations_lock);
-    *total_bytes = device_memory();
-    *free_bytes = device_memory() - allocated;
-    return cudaSuccess;
-}
-
-cudaError_t cudaGetDeviceCount(int *count) {
-    const char *devices = getenv("DGEMMA_EMULATION_DEVICES");
-    *count = devices != nullptr ? atoi(devices) : 1;
-    return *count > 0 ? cudaSuccess : (last_error = cudaErrorNoDevice);
-}
-
-cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
-    *p = cudaDeviceProp();
-    snprintf(p->name, sizeof p->name, "emulated GPU");
-    p->major = 8;
-    p->multiProcessorCount = 4;
-    p->sharedMemPerBlockOptin = 99 * 1024;
-    p->totalGlobalMem = device_memory();
-    return cudaSuccess;
-}
-
-cudaError_t cudaDriverGetVersion(int *version) { *version = 13000; return cudaSuccess; }
-cudaError_t cudaRuntimeGetVersion(int *version) { *version = 13000; return cudaSuccess; }
-cudaError_t cudaGetLastError() { return last_error.exchange(cudaSuccess); }
-cudaError_t cudaPeekAtLastError() { return last_error; }
-
-const char *cudaGetErrorString(cudaError_t error) {
-    switch (error) {
-    case cudaSuccess: return "no error";
-    case cudaErrorMemoryAllocation: return "out of memory";
-    case cudaErrorNoDevice: return "no CUDA-capable device is detected";
-    case cudaErrorInsufficientDriver: return "CUDA driver version is insufficient for CUDA runtime version";
-    default: return "invalid argument";
-    }
-}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from .._dgemma import ffi, lib
 from ..errors import Error
-from ..values import Memory, ModelInfo, Progress, Sampling
+from ..values import GpuPlan, Memory, ModelInfo, Progress, Sampling
 from .calls import Call, PathLike, check
 from .file import File
 from .types import type_info
@@ -57,7 +58,8 @@ def _sampling(c: Any) -> Sampling:
 class Model:
     """Weights, read-only and shared by any number of sessions on any number of threads.
 
-    `backend`: "auto", "cpu" or "cuda". `n_gpu_layers`: -1 puts as many as fit on the GPU.
+    `backend`: "auto", "cpu" or "cuda". `n_gpu_layers`: the last so many layers are kept on the
+    GPU; -1: as many as fit beside a session with the parameters `session` (those of `Session`).
     `use_mmap`: False reads the file into memory.
     """
 
@@ -70,6 +72,7 @@ class Model:
         n_cpu_moe: int = 0,
         use_mmap: bool = True,
         progress: Progress | None = None,
+        session: Mapping[str, Any] | None = None,
     ) -> None:
         if backend not in _BACKENDS:
             raise ValueError(f"unknown backend {backend!r}: expected auto, cpu or cuda")
@@ -81,6 +84,8 @@ class Model:
         params.use_mmap = use_mmap
         params.progress = lib.dgemma_progress
         params.user = call.handle
+        sessions = session_params(**session) if session is not None else ffi.NULL
+        params.session = sessions
         out, error = ffi.new("dg_model **"), ffi.new("dg_error *")
         call.check(lib.dg_model_open(os.fsencode(path), params, out, error), error)
         self._model: Any = ffi.gc(out[0], lib.dg_model_close)
@@ -104,6 +109,23 @@ class Model:
         model = self.pointer()
         check(lib.dg_session_memory(model, session_params(**params), memory, error), error)
         return Memory(memory.weights, memory.cache, memory.scratch)
+
+    def gpu_plan(
+        self, available: int = 0, n_gpu_layers: int = -1, n_cpu_moe: int = 0, **params: Any
+    ) -> GpuPlan:
+        """What the model and a session with `params` (those of `Session`) would take on a GPU.
+
+        With `n_gpu_layers` -1 as many layers and experts as fit into `available` bytes are placed
+        on it. Needs no GPU. OutOfMemoryError where not even the embedding would fit.
+        """
+        plan, error = ffi.new("dg_gpu_plan *"), ffi.new("dg_error *")
+        plan.size = ffi.sizeof("dg_gpu_plan")
+        plan.available = available
+        plan.n_gpu_layers = n_gpu_layers
+        plan.n_cpu_moe = n_cpu_moe
+        model, session = self.pointer(), session_params(**params)
+        check(lib.dg_model_plan_gpu(model, session, plan, error), error)
+        return GpuPlan(**{name: getattr(plan, name) for name in GpuPlan.__annotations__})
 
     def close(self) -> None:
         """Lets go of the weights; they stay until the last session and view are gone."""

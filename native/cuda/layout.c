@@ -1,0 +1,223 @@
+#include "layout.h"
+
+#include <stdlib.h>
+
+#include "error.h"
+
+#define ALIGNMENT 256
+
+static uint64_t align_up(uint64_t n) { return (n + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT; }
+static int64_t max_i64(int64_t a, int64_t b) { return a > b ? a : b; }
+static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/* ---- Weights -------------------------------------------------------------------------------------------------- */
+
+bool dg_cuda_tile_of(int32_t type, dg_cuda_tile *tile) {
+    switch (type) {
+    case DG_TYPE_Q4_0:
+    case DG_TYPE_IQ4_NL:
+    case DG_TYPE_NVFP4: *tile = (dg_cuda_tile){kIntegerTileCols, kNibbleTileBytes}; return true;
+    case DG_TYPE_Q4_1:
+    case DG_TYPE_Q4_K: *tile = (dg_cuda_tile){kIntegerTileCols, kNibbleMinTileBytes}; return true;
+    case DG_TYPE_Q5_0:
+    case DG_TYPE_Q5_1:
+    case DG_TYPE_Q5_K: *tile = (dg_cuda_tile){kIntegerTileCols, kFiveMinTileBytes}; return true;
+    case DG_TYPE_Q6_K: *tile = (dg_cuda_tile){kIntegerTileCols, kSixTileBytes}; return true;
+    case DG_TYPE_Q8_0: *tile = (dg_cuda_tile){kIntegerTileCols, kByteTileBytes}; return true;
+    case DG_TYPE_F16:
+    case DG_TYPE_BF16: *tile = (dg_cuda_tile){kFloatTileCols, kHalfTileBytes}; return true;
+    case DG_TYPE_F32: *tile = (dg_cuda_tile){kFloatTileCols, kFloatTileBytes}; return true;
+    default: return false;
+    }
+}
+
+uint64_t dg_cuda_matrix_bytes(int32_t type, int64_t n_rows, int64_t n_cols) {
+    dg_cuda_tile tile;
+    if (!dg_cuda_tile_of(type, &tile)) return 0;
+    return (uint64_t)(ceil_div(n_rows, kTileRows) * ceil_div(n_cols, tile.n_cols)) * (uint64_t)tile.bytes;
+}
+
+static void add(dg_cuda_weights *plan, dg_cuda_item item) {
+    item.offset = plan->bytes;
+    plan->bytes += align_up(item.bytes);
+    if (plan->n < plan->capacity) plan->items[plan->n] = item;
+    plan->n++;
+}
+
+static void add_matrix(dg_cuda_weights *plan, const char *what, const void **pointer, int32_t type, int64_t n_matrices,
+                       int64_t n_rows, int64_t n_cols, uint64_t matrix_bytes) {
+    uint64_t bytes = dg_cuda_matrix_bytes(type, n_rows, n_cols) * (uint64_t)n_matrices;
+    add(plan, (dg_cuda_item){pointer, type, n_matrices, n_rows, n_cols, matrix_bytes / (uint64_t)n_rows, matrix_bytes,
+                             0, bytes, what});
+}
+
+static void add_vector(dg_cuda_weights *plan, const float **pointer, int64_t n) {
+    if (*pointer == NULL) return;
+    uint64_t bytes = (uint64_t)n * sizeof(float);
+    add(plan, (dg_cuda_item){(const void **)pointer, DG_TYPE_F32, 1, 1, n, 0, bytes, 0, bytes, "a vector"});
+}
+
+static void add_weight(dg_cuda_weights *plan, const char *what, dg_weight *w) {
+    if (w->data == NULL) return;
+    add_matrix(plan, what, &w->data, w->type, w->n_matrices, w->n_rows, w->n_cols, w->matrix_bytes);
+    add_vector(plan, &w->scale, w->n_matrices);
+}
+
+static void add_mlp(dg_cuda_weights *plan, dg_mlp *m, int64_t n_embd) {
+    add_vector(plan, &m->norm, n_embd);
+    add_weight(plan, "the gate of an MLP", &m->gate);
+    add_weight(plan, "the up projection of an MLP", &m->up);
+    add_weight(plan, "the down projection of an MLP", &m->down);
+}
+
+static void add_moe(dg_cuda_weights *plan, const dg_model *model, dg_moe *moe) {
+    add_matrix(plan, "the router", (const void **)&moe->router, DG_TYPE_F32, 1, model->n_experts, model->n_embd,
+               (uint64_t)model->n_experts * (uint64_t)model->n_embd * sizeof(float));
+    add_vector(plan, &moe->router_scale, model->n_embd);
+    add_vector(plan, &moe->norm, model->n_embd);
+    add_weight(plan, "the experts' gates and up projections", &moe->gate_up);
+    add_weight(plan, "the experts' gates", &moe->gate);
+    add_weight(plan, "the experts' up projections", &moe->up);
+    add_weight(plan, "the experts' down projections", &moe->down);
+    add_vector(plan, &moe->expert_scale, model->n_experts);
+}
+
+static void add_layer(dg_cuda_weights *plan, const dg_model *model, dg_layer *layer) {
+    const int64_t n_embd = model->n_embd;
+    add_vector(plan, &layer->attn_norm, n_embd);
+    add_weight(plan, "attn_q", &layer->attn_q);
+    add_weight(plan, "attn_k", &layer->attn_k);
+    add_weight(plan, "attn_v", &layer->attn_v);
+    add_vector(plan, &layer->attn_q_norm, layer->head_dim);
+    add_vector(plan, &layer->attn_k_norm, layer->head_dim);
+    add_weight(plan, "attn_output", &layer->attn_output);
+    add_vector(plan, &layer->post_attention_norm, n_embd);
+    add_mlp(plan, &layer->mlp, n_embd);
+    if (!layer->moe.on_cpu) add_moe(plan, model, &layer->moe);
+    add_vector(plan, &layer->post_mlp_norm, n_embd);
+    add_vector(plan, &layer->post_moe_norm, n_embd);
+    add_vector(plan, &layer->post_ffn_norm, n_embd);
+}
+
+static void add_model(dg_cuda_weights *plan, dg_model *model) {
+    int32_t n_rot = 0;
+    plan->n = 0;
+    plan->bytes = 0;
+    add_weight(plan, "token_embd", &model->token_embd);
+    add_vector(plan, &model->output_norm, model->n_embd);
+    add_mlp(plan, &model->self_conditioning, model->n_embd);
+    for (int32_t i = 0; i < model->n_layers; i++) {
+        if (!model->layers[i].on_cpu) add_layer(plan, model, &model->layers[i]);
+        if (model->layers[i].n_rot > n_rot) n_rot = model->layers[i].n_rot;
+    }
+    plan->frequencies = plan->bytes;
+    plan->frequency_stride = n_rot / 2;
+    plan->bytes += align_up((uint64_t)model->n_layers * (uint64_t)plan->frequency_stride * sizeof(float));
+}
+
+uint64_t dg_cuda_weight_bytes(dg_model *model) {
+    dg_cuda_weights plan = {0};
+    add_model(&plan, model);
+    return plan.bytes;
+}
+
+dg_status dg_cuda_plan_weights(dg_model *model, dg_cuda_weights *plan, dg_error *error) {
+    *plan = (dg_cuda_weights){0};
+    add_model(plan, model); /* counts */
+    plan->items = calloc((size_t)plan->n, sizeof *plan->items);
+    if (plan->items == NULL) return dg_fail(error, DG_ERROR_OUT_OF_MEMORY, "no memory to plan the weights on the GPU");
+    plan->capacity = plan->n;
+    add_model(plan, model);
+    return DG_OK;
+}
+
+/* ---- Scratch -------------------------------------------------------------------------------------------------- */
+
+typedef struct carving {
+    char *base;
+    uint64_t offset;
+} carving;
+
+static void *carve(carving *c, int64_t n, size_t size) {
+    void *piece = c->base != NULL ? c->base + c->offset : NULL;
+    c->offset += align_up((uint64_t)n * size);
+    return piece;
+}
+
+static float *carve_floats(carving *c, int64_t n) { return carve(c, n, sizeof(float)); }
+static int32_t *carve_ints(carving *c, int64_t n) { return carve(c, n, sizeof(int32_t)); }
+
+static Activations carve_activations(carving *c, int64_t n_rows, int64_t n_cols) {
+    const int64_t k_tiles = ceil_div(n_cols, 64);
+    Activations x;
+    x.codes = carve(c, n_rows * k_tiles * 64, 1);
+    x.scales = carve_floats(c, n_rows * k_tiles * 2);
+    x.sums = carve_floats(c, n_rows * k_tiles * 2);
+    x.values = carve_floats(c, n_rows * n_cols);
+    return x;
+}
+
+int64_t dg_cuda_moe_work_entries(const dg_model *model, int64_t n) {
+    int64_t choices = n * model->n_experts_used;
+    int64_t started = choices < model->n_experts ? choices : model->n_experts;
+    return started + choices / kWorkTokens;
+}
+
+static void carve_moe(carving *c, const dg_model *model, int64_t rows, MoeScratch *moe) {
+    const int64_t choices = rows * model->n_experts_used;
+    moe->ids = carve_ints(c, choices);
+    moe->shares = carve_floats(c, choices);
+    moe->slots = carve_ints(c, choices);
+    moe->slot_tokens = carve_ints(c, choices);
+    moe->work = carve_ints(c, 3 * dg_cuda_moe_work_entries(model, rows) + 1);
+    moe->hidden = carve_activations(c, choices, model->n_ff_expert);
+    moe->out = carve_floats(c, choices * model->n_embd);
+}
+
+static void carve_head(carving *c, const dg_model *model, int64_t n, HeadScratch *head) {
+    head->statistics = carve(c, n * ceil_div(model->n_vocab, kVocabularyTile), sizeof(float4));
+    head->rows = carve(c, n, sizeof(HeadRow));
+    head->look_weights = carve_floats(c, n * kMaxLooks * kVocabularyTile);
+    head->any_dense = carve_ints(c, ceil_div(n, kSoftTokens));
+    head->uniforms = carve_floats(c, n + 1);
+    head->argmax = carve_ints(c, 3 * n);
+    if (c->base != NULL) {
+        head->temperature = head->uniforms + n;
+        head->candidates = head->argmax + n;
+        head->entropies = (float *)(head->candidates + n);
+    }
+    head->chunk = carve(c, n * kVocabularyChunk, sizeof(uint16_t));
+    head->soft_sums = carve_floats(c, kSoftSplits * n * model->n_embd);
+}
+
+uint64_t dg_cuda_lay_out_scratch(const dg_backend_params *params, int32_t n_multiprocessors, char *base,
+                                 dg_cuda_scratch *s) {
+    const dg_model *model = params->model;
+    const int64_t rows = params->max_rows;
+    int64_t heads = 0, qkv = 0, attention = 0;
+    bool experts = false;
+    for (int32_t i = 0; i < model->n_layers; i++) {
+        const dg_layer *layer = &model->layers[i];
+        if (layer->on_cpu) continue;
+        heads = max_i64(heads, (int64_t)model->n_heads * layer->head_dim);
+        qkv = max_i64(qkv, layer->attn_q.n_rows + layer->attn_k.n_rows + layer->attn_v.n_rows);
+        attention = max_i64(attention, kAttentionPartials * rows * model->n_heads * (layer->head_dim + 2));
+        experts |= !layer->moe.on_cpu;
+    }
+    const int64_t results = max_i64(max_i64(qkv, model->n_embd), max_i64(2 * model->n_ff, model->n_experts));
+    /* Where a product is split over columns, the blocks never exceed two waves; see matmul.cu. */
+    const int64_t split = (int64_t)2 * n_multiprocessors * kProductRows * kProductTokens;
+
+    carving c = {base, 0};
+    *s = (dg_cuda_scratch){0};
+    s->ids = carve_ints(&c, rows);
+    s->x = carve_activations(&c, rows, max_i64(model->n_embd, max_i64(heads, model->n_ff)));
+    s->router = carve_activations(&c, rows, model->n_embd);
+    s->partials_floats = max_i64(rows * results, split);
+    s->partials = carve_floats(&c, s->partials_floats);
+    s->attention_floats = attention;
+    s->attention = carve_floats(&c, attention);
+    if (experts) carve_moe(&c, model, rows, &s->moe);
+    carve_head(&c, model, model->canvas_length, &s->head);
+    return c.offset;
+}

@@ -1,0 +1,148 @@
+/* How the CUDA backend divides device memory: the arena of a model's weights, and a session's scratch.
+ *
+ * Plain C without CUDA: the engine holds it as well, so that it can say what a model takes on a machine without a GPU
+ * (gpu_plan.h). The kernels' own constants that decide about sizes stand here. */
+#ifndef DG_CUDA_LAYOUT_H
+#define DG_CUDA_LAYOUT_H
+
+#ifdef __cplusplus
+#include <atomic> /* before model.h, which is C inside of the block below */
+#define DG_CONSTANT(name, value) constexpr int name = value
+extern "C" {
+#else
+#define DG_CONSTANT(name, value) enum { name = value }
+typedef struct float4 { float x, y, z, w; } float4; /* CUDA's */
+#endif
+
+#include "backend.h"
+
+DG_CONSTANT(kTileRows, 16); /* of a tile of weights; its columns and bytes by format (formats.cuh): */
+DG_CONSTANT(kIntegerTileCols, 64);
+DG_CONSTANT(kFloatTileCols, 16);
+DG_CONSTANT(kNibbleTileBytes, 576); /* q4_0, iq4_nl, nvfp4 */
+DG_CONSTANT(kNibbleMinTileBytes, 640);
+DG_CONSTANT(kFiveMinTileBytes, 768);
+DG_CONSTANT(kSixTileBytes, 896);
+DG_CONSTANT(kByteTileBytes, 1088);
+DG_CONSTANT(kHalfTileBytes, 512);
+DG_CONSTANT(kFloatTileBytes, 1024);
+DG_CONSTANT(kProductRows, 64); /* of a block of a dense product: matmul.cuh */
+DG_CONSTANT(kProductTokens, 128);
+DG_CONSTANT(kAttentionPartials, 2);  /* shares of the keys, of whose results all rows' fit into the scratch */
+DG_CONSTANT(kWorkTokens, 32);        /* of a block of an expert's product */
+DG_CONSTANT(kMaxLooks, 32);          /* vocabulary tiles that a narrow distribution may lie in */
+DG_CONSTANT(kVocabularyTile, 64);    /* tokens */
+DG_CONSTANT(kVocabularyChunk, 16384); /* tokens that the dense soft embedding takes at a time */
+DG_CONSTANT(kSoftSplits, 3);
+DG_CONSTANT(kSoftTokens, 128); /* of a block of the dense soft embedding */
+
+/* ---- Weights -------------------------------------------------------------------------------------------------- */
+
+/* A tile of formats.cuh: kTileRows × n_cols values. */
+typedef struct dg_cuda_tile {
+    int32_t n_cols;
+    int32_t bytes;
+} dg_cuda_tile;
+
+/* How weights of `type` are stored; false where there are no kernels for them. */
+bool dg_cuda_tile_of(int32_t type, dg_cuda_tile *tile);
+
+/* Bytes of a matrix in tiles; 0 where there are no kernels for its type. */
+uint64_t dg_cuda_matrix_bytes(int32_t type, int64_t n_rows, int64_t n_cols);
+
+/* One thing to be uploaded, and the pointer that will name it. */
+typedef struct dg_cuda_item {
+    const void **pointer;
+    int32_t type;
+    int64_t n_matrices, n_rows, n_cols;
+    uint64_t row_bytes; /* in the file; 0: a vector of n_cols floats, copied as it is */
+    uint64_t matrix_bytes;
+    uint64_t offset, bytes; /* in the arena */
+    const char *what;
+} dg_cuda_item;
+
+typedef struct dg_cuda_weights {
+    dg_cuda_item *items; /* (n); to be freed with free() */
+    int32_t n, capacity;
+    uint64_t frequencies;       /* offset in the arena: (n_layers, frequency_stride) floats, of the rotation */
+    int32_t frequency_stride;
+    uint64_t bytes;             /* of the arena */
+} dg_cuda_weights;
+
+/* Plans the arena of everything in `model` that is not marked on_cpu. The pointers named are those of `model` and its
+ * layers, which may be copies of the model's own. */
+dg_status dg_cuda_plan_weights(dg_model *model, dg_cuda_weights *plan, dg_error *error);
+/* The arena's bytes alone. */
+uint64_t dg_cuda_weight_bytes(dg_model *model);
+
+/* While weights are loaded: two buffers on the device through which they come. Gone before a session is created. */
+#define DG_CUDA_STAGING_BYTES (UINT64_C(32) << 20)
+
+/* ---- Scratch of a session ------------------------------------------------------------------------------------- */
+
+/* Rows of activations as the products read them, for one kind of weights or the other: formats.cuh. */
+typedef struct Activations {
+    int8_t *codes; /* (n, k_tiles, 64) */
+    float *scales; /* (n, k_tiles, 2) */
+    float *sums;   /* (n, k_tiles, 2) scale · Σ codes: what a weight's minimum is multiplied by */
+    float *values; /* (n, k_tiles, 16) */
+} Activations;
+
+typedef struct MoeScratch {
+    int32_t *ids;         /* (n, n_used) the chosen experts of each token */
+    float *shares;        /* (n, n_used) */
+    int32_t *slots;       /* (n, n_used) where in the sorted order a choice stands */
+    int32_t *slot_tokens; /* (n · n_used) whose choice stands there */
+    int32_t *work;        /* (max_tiles, 3): expert, first slot, number of slots; then the number of entries */
+    Activations hidden;   /* (n · n_used, n_ff) */
+    float *out;           /* (n · n_used, n_embd) */
+} MoeScratch;
+
+/* Of one token's distribution softmax(z). */
+typedef struct HeadRow {
+    float maximum;    /* of z */
+    float normaliser; /* Σ exp(z − maximum) */
+    int32_t tile;     /* the vocabulary tile of the draw */
+    float remainder;  /* what of the draw's running sum, in units of the normaliser, falls into that tile */
+    int32_t n_looks;  /* tiles that the soft embedding looks into; −1: all, densely */
+    int32_t looks[kMaxLooks];
+} HeadRow;
+
+typedef struct HeadScratch {
+    float4 *statistics;   /* (n, n_tiles): of each vocabulary tile; see head.cu */
+    HeadRow *rows;        /* (n) */
+    float *look_weights;  /* (n, kMaxLooks, kVocabularyTile) probabilities */
+    int32_t *any_dense;   /* (n / kSoftTokens) whether a token of the block needs the dense form */
+    float *uniforms;      /* (n) and behind them, so that one copy brings both, */
+    float *temperature;   /* (1) */
+    int32_t *argmax;      /* (n) and behind them, so that one copy fetches all, */
+    int32_t *candidates;  /* (n) */
+    float *entropies;     /* (n) */
+    uint16_t *chunk;      /* (n, kVocabularyChunk) float16; see soften.cu */
+    float *soft_sums;     /* (kSoftSplits, n, n_embd) */
+} HeadScratch;
+
+typedef struct dg_cuda_scratch {
+    int32_t *ids;           /* (max_rows) */
+    Activations x;          /* (max_rows, widest input of a product) */
+    Activations router;     /* (max_rows, n_embd) */
+    float *partials;        /* (partials_floats) */
+    int64_t partials_floats;
+    float *attention;       /* (attention_floats) */
+    int64_t attention_floats;
+    MoeScratch moe;         /* NULL where every expert is on the CPU */
+    HeadScratch head;
+} dg_cuda_scratch;
+
+/* Divides the memory at `base` among the fields of `scratch`; with base NULL it only counts. Returns the bytes in all.
+ * More multiprocessors may need more: products are split over more blocks. */
+uint64_t dg_cuda_lay_out_scratch(const dg_backend_params *params, int32_t n_multiprocessors, char *base,
+                                 dg_cuda_scratch *scratch);
+
+/* Most entries of the experts' work list. */
+int64_t dg_cuda_moe_work_entries(const dg_model *model, int64_t n);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
