@@ -6,8 +6,9 @@ import ctypes
 import functools
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 # Before NumPy and torch load: on these sizes their thread pools cost more than they bring.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -96,6 +97,37 @@ def gemma4() -> Path:
             "vectors.inp and vectors.out, and name it in DGEMMA_GEMMA4_VOCAB"
         )
     return folder
+
+
+@pytest.fixture(scope="session")
+def cuda_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """libdgemma_cuda.so: the one named by DGEMMA_TEST_CUDA, or one that emulates the device."""
+    import cuda_device
+
+    named = os.environ.get("DGEMMA_TEST_CUDA")
+    return Path(named) if named else cuda_device.build(tmp_path_factory.mktemp("cuda"))
+
+
+@pytest.fixture
+def cuda(cuda_library: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Opens a model on the device; options as of engine.open_model."""
+    from engine import open_model
+
+    monkeypatch.setenv("DGEMMA_CUDA_LIBRARY", str(cuda_library))
+    return lambda path, **options: open_model(path, **{"backend": "cuda", "n_ctx": 256, **options})
+
+
+@pytest.fixture
+def device(cuda_library: Path) -> Iterator[Any]:
+    """The emulated device (cuda_device.Device), whole again afterwards."""
+    import cuda_device
+
+    if "DGEMMA_TEST_CUDA" in os.environ:
+        pytest.skip("steers the emulated device")
+    found = cuda_device.Device(cuda_library)
+    found.heal()
+    yield found
+    found.heal()
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,7 @@ libdgemma_cuda.so, and the same tests run on the device.
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,49 +18,7 @@ from numpy.typing import NDArray
 import dgemma
 from engine import open_model, random_tokens
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-EMULATION = REPOSITORY / "tests" / "cuda_emulation"
-COMPILED = os.environ.get("DGEMMA_TEST_CUDA")
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """libdgemma_cuda.so: the one named by DGEMMA_TEST_CUDA, or one that emulates the device."""
-    if COMPILED:
-        return Path(COMPILED)
-    folder = tmp_path_factory.mktemp("cuda")
-    includes = [f"-I{path}" for path in (EMULATION, REPOSITORY / "native")]
-    includes.append(f"-I{REPOSITORY / 'native' / 'include'}")
-    flags = ["-O2", "-g", "-fPIC", "-fvisibility=hidden", "-DDGEMMA_CUDA_EMULATION", *includes]
-    cxx = [os.environ.get("CXX", "g++"), "-std=c++17", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
-    sources = [*(REPOSITORY / "native" / "cuda").glob("*.cu"), *EMULATION.glob("*.cpp")]
-
-    def compile_one(source: Path) -> Path:
-        target = folder / f"{source.stem}.o"
-        command = [*cxx, "-Werror", *flags, "-x", "c++", "-c", str(source), "-o", str(target)]
-        subprocess.run(command, check=True)
-        return target
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = [str(path) for path in pool.map(compile_one, sources)]
-    cc = os.environ.get("CC", "gcc")
-    for source in (REPOSITORY / "native" / "error.c", REPOSITORY / "native" / "cuda" / "layout.c"):
-        objects.append(str(folder / f"{source.stem}.c.o"))
-        compiled = [cc, "-O2", "-fPIC", *includes, "-c", str(source), "-o", objects[-1]]
-        subprocess.run(compiled, check=True)
-    made = folder / "libdgemma_cuda.so"
-    subprocess.run([cxx[0], "-shared", *objects, "-o", str(made)], check=True)
-    return made
-
-
-@pytest.fixture
-def cuda(library: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Opens a model on the device; options as of engine.open_model."""
-    monkeypatch.setenv("DGEMMA_CUDA_LIBRARY", str(library))
-    return lambda path, **options: open_model(path, **{"backend": "cuda", "n_ctx": 256, **options})
-
-
-emulated = pytest.mark.skipif(bool(COMPILED), reason="steers the emulated device")
+emulated = pytest.mark.skipif("DGEMMA_TEST_CUDA" in os.environ, reason="steers the emulated device")
 
 
 def canvas_logits(model: Any, name: str, n_prompt: int = 37) -> NDArray[np.float32]:
