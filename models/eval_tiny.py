@@ -1,6 +1,9 @@
 """Measure how many held-out questions `models/tiny` answers exactly, with transformers itself.
 
     python models/eval_tiny.py models/tiny --questions 60
+    python models/eval_tiny.py models/tiny --questions 60 --write models/tiny/questions.jsonl
+
+The second writes the questions down, for `dgemma eval`.
 
 An answer counts when its whole text, thought and end token included, is the expected one. The
 weights are evaluated in float32, and with `--q4_0` after a round trip of all matrices through
@@ -10,6 +13,7 @@ the 4-bit type that `make demo` converts to.
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import time
 from collections import defaultdict
@@ -64,7 +68,15 @@ def main() -> None:
     parser.add_argument("--q4_0", action="store_true", help="quantise the matrices first")
     parser.add_argument("--wrong", type=int, default=0, help="show so many wrong answers per kind")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--write", metavar="F", type=Path, help="only write the questions to F")
     arguments = parser.parse_args()
+    if arguments.write is not None:
+        rows = [
+            json.dumps({"kind": kind, "prompt": prompt, "answer": answer})
+            for kind, prompt, answer in questions(arguments.questions)
+        ]
+        arguments.write.write_text("\n".join(rows) + "\n", encoding="utf-8")
+        return
 
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     model = DiffusionGemmaForBlockDiffusion.from_pretrained(

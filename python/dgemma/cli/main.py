@@ -12,7 +12,7 @@ from dgemma_convert.errors import ConvertError
 
 from .._native import version
 from ..errors import Error
-from . import bench, chat, generate, imatrix, inspect, serve
+from . import bench, chat, evaluate, generate, imatrix, inspect, serve
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130  # wrong usage is 2: argparse's own
 
@@ -33,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
     chat.add_parser(commands)
     serve.add_parser(commands)
     bench.add_parser(commands)
+    evaluate.add_parser(commands)
     add_synth_parser(commands)
     return top
 

@@ -1,0 +1,191 @@
+"""`dgemma eval`: what a quantised file has lost."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ..evaluation import (
+    LEVELS,
+    Predictions,
+    Question,
+    answer_cases,
+    ask,
+    read_questions,
+    summarize,
+    text_cases,
+)
+from ..model import DiffusionGemma
+from ..plot import Series, chart
+from .shared import Subparsers, add_model_options, load_model
+
+TEXT = Path(__file__).parents[1] / "evaluation.txt"  # what is looked at unless -f says otherwise
+
+
+def add_parser(commands: Subparsers) -> None:
+    """Registers the command."""
+    parser = commands.add_parser(
+        "eval",
+        help="compare a file's predictions with a reference's, and have it answer questions",
+        description="Compares the predictions of two files of one model on canvases at several "
+        "levels of noise (with --reference), and counts exact answers (with --questions).",
+    )
+    parser.add_argument(
+        "--reference", metavar="R", type=Path, help="file to compare with: of more bits"
+    )
+    parser.add_argument(
+        "-f",
+        "--file",
+        metavar="TEXT",
+        type=Path,
+        help="text whose pieces are the canvases (default: the reference's answers to the "
+        "questions, or else a text of ours)",
+    )
+    parser.add_argument(
+        "--questions",
+        metavar="F",
+        type=Path,
+        help='JSON Lines of {"prompt", "answer", "kind"}, such as models/tiny/questions.jsonl',
+    )
+    parser.add_argument(
+        "--cases",
+        metavar="N",
+        type=int,
+        default=8,
+        help="canvases to compare, each at every level of noise (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--prompt-tokens",
+        metavar="N",
+        type=int,
+        default=64,
+        help="tokens of the text before each canvas (default: %(default)s)",
+    )
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--plot", metavar="F", type=Path, help="draw divergence by noise, as SVG")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_model_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the reference, then the model, and prints."""
+    if args.cases < 1 or args.prompt_tokens < 1:
+        raise ValueError("--cases and --prompt-tokens must be at least 1")
+    if args.reference is None and args.questions is None:
+        raise ValueError("nothing to do: give a --reference, --questions, or both")
+    if args.plot is not None and args.reference is None:
+        raise ValueError("--plot draws the divergence from a --reference")
+    questions = read_questions(args.questions) if args.questions else []
+    began = time.perf_counter()
+    found: dict[str, Any] = {}
+    if args.reference is None:
+        with load_model(args) as llm:
+            found.update(_about(llm), questions=_answers(llm, questions, args))
+    else:
+        with _reference(args, questions) as predicted, load_model(args) as llm:
+            found.update(_about(llm), reference=args.reference.name, canvases=len(predicted.cases))
+            with _bar("comparing", len(predicted.cases) * len(LEVELS)) as progress:
+                compared = predicted.compare(llm, progress)
+            found["levels"] = [
+                {"noise": level, **part.summary()}
+                for level, part in zip(LEVELS, compared, strict=True)
+            ]
+            found["all"] = summarize(compared)
+            if questions:
+                found["questions"] = _answers(llm, questions, args)
+    found["seconds"] = time.perf_counter() - began
+    if args.plot is not None:
+        args.plot.write_text(_plot(found), encoding="utf-8")
+    if args.json:
+        print(json.dumps(found, ensure_ascii=False))
+    else:
+        print("\n".join(_lines(found)))
+    return 0
+
+
+def _about(llm: DiffusionGemma) -> dict[str, Any]:
+    return {"model": os.path.basename(llm.model_path), "backend": llm.info.backend_name}
+
+
+def _answers(
+    llm: DiffusionGemma, questions: list[Question], args: argparse.Namespace
+) -> dict[str, Any]:
+    with _bar("asking", len(questions)) as progress:
+        return ask(llm, questions, args.seed, progress)
+
+
+@contextlib.contextmanager
+def _reference(args: argparse.Namespace, questions: list[Question]) -> Iterator[Predictions]:
+    """What the reference predicts. Its weights are let go before the other model is loaded."""
+    named = argparse.Namespace(**{**vars(args), "model": str(args.reference)})
+    with contextlib.ExitStack() as stack:
+        with load_model(named) as llm:
+            if questions and args.file is None:
+                cases = answer_cases(llm, questions, args.cases, args.seed)
+            else:
+                text = (args.file or TEXT).read_text(encoding="utf-8")
+                cases = text_cases(llm, text, args.prompt_tokens, args.cases)
+            predicted = stack.enter_context(Predictions(llm, cases))
+            with _bar("reference", len(cases) * len(LEVELS)) as progress:
+                predicted.record(llm, progress)
+        yield predicted
+
+
+@contextlib.contextmanager
+def _bar(what: str, total: int) -> Iterator[Callable[[int], object]]:
+    with tqdm(total=total, desc=what, disable=None, file=sys.stderr) as bar:
+        yield bar.update
+
+
+def _lines(found: dict[str, Any]) -> list[str]:
+    lines = [f"{found['model']}, {found['backend']}"]
+    if "levels" in found:
+        lines += [
+            f"divergence from {found['reference']} in nats, over {found['canvases']} canvases",
+            f"  {'noise':>8} {'mean':>9} {'median':>9} {'99 %':>9} {'same choice':>12} "
+            f"{'loss':>8} {'reference':>10}",
+        ]
+        for row in [*found["levels"], {"noise": None, **found["all"]}]:
+            noise = "all" if row["noise"] is None else f"{100 * row['noise']:.0f} %"
+            lines.append(
+                f"  {noise:>8} {row['kl_mean']:>9.5f} {row['kl_median']:>9.5f} "
+                f"{row['kl_p99']:>9.5f} {100 * row['same_first_choice']:>10.2f} % "
+                f"{row['loss']:>8.4f} {row['reference_loss']:>10.4f}"
+            )
+    if "questions" in found:
+        answers = found["questions"]
+        lines.append(f"  {'questions':<14} {'':>5} {'exact':>8} {'steps per canvas':>17}")
+        for kind, row in [*answers["kinds"].items(), ("all", answers)]:
+            lines.append(
+                f"  {kind:<14} {row['questions']:>5} {100 * row['accuracy']:>6.1f} % "
+                f"{row['steps_per_canvas']:>17.2f}"
+            )
+    return lines
+
+
+def _plot(found: dict[str, Any]) -> str:
+    """Divergence by noise; a level without any cannot be drawn on a logarithmic axis."""
+    series = [
+        Series(
+            name,
+            [(100 * row["noise"], row[key]) for row in found["levels"] if row[key] > 0],
+            joined=True,
+        )
+        for name, key in (("99 %", "kl_p99"), ("mean", "kl_mean"), ("median", "kl_median"))
+    ]
+    return chart(
+        f"{found['model']} beside {found['reference']}",
+        "replaced tokens of the canvas in percent",
+        "divergence in nats",
+        series,
+    )
