@@ -200,6 +200,48 @@ def test_fp8(made: Made, tmp_path: Path, one: Any) -> None:
     assert kept.tensor_type.name == "Q8_0"
 
 
+@pytest.mark.parametrize("kind", ["one", "matrix", "row", "flat rows", "block", "oblong block"])
+def test_fp8_in_stacks_and_blocks(
+    checkpoint: Callable[[str], Path], tmp_path: Path, kind: str
+) -> None:
+    """Experts in one tensor, as transformers stores them, and scales of every shape."""
+    made = Made(checkpoint("wide"), tmp_path / "source")
+    generator = torch.Generator().manual_seed(1)
+    expected = {}
+    for part, name in (("gate_up_proj", "ffn_gate_up_exps"), ("down_proj", "ffn_down_exps")):
+        stored = EXPERTS.format(1) + part
+        shape = made.tensors[stored].shape
+        n, rows, cols = shape
+        blocks, size = {
+            "one": ((1,), shape),
+            "matrix": ((n,), (1, rows, cols)),
+            "row": ((n, rows, 1), (1, 1, cols)),
+            "flat rows": ((n, rows), (1, 1, cols)),
+            "block": ((n, rows // 128, cols // 128), (1, 128, 128)),
+            "oblong block": ((n, rows, cols // 32), (1, 1, 32)),
+        }[kind]
+        weight = torch.randn(shape, generator=generator).to(torch.float8_e4m3fn)
+        scales = torch.rand(blocks, generator=generator) + 0.5
+        full = scales.reshape(blocks + (1,) * (3 - len(blocks)))
+        for axis, count in enumerate(size):
+            full = full.repeat_interleave(count, axis)
+        made.tensors[stored], made.tensors[stored + "_scale_inv"] = weight, scales
+        expected[f"blk.1.{name}.weight"] = (weight.float() * full).numpy()
+    made.save()
+    convert(made.folder, tmp_path / "model.gguf", "f32", progress=False)
+    found = by_name(tmp_path / "model.gguf")
+    for name, values in expected.items():
+        np.testing.assert_array_equal(values_of(found[name]), values)
+
+
+def test_fp8_scales_of_another_shape(made: Made, tmp_path: Path) -> None:
+    made.quantise(fp8(lambda n, m: (n, 1), torch.float32))
+    change(weight_scale=torch.ones(129, 1))(made.tensors)
+    made.save()
+    with pytest.raises(ConvertError, match=r"has the shape \[129, 1\]; expected one scale for all"):
+        convert(made.folder, tmp_path / "model.gguf", "f32", progress=False)
+
+
 def change(**tensors: torch.Tensor | None) -> Callable[[Tensors], None]:
     """Replaces parts of the first expert's gate projection; None removes one."""
 

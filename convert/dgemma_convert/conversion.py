@@ -6,6 +6,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from . import encode
 from .config import read_config
 from .errors import from_os_error
 from .importance import Importance
-from .lora import merge
+from .lora import Adapter
 from .metadata import ParameterCounts, checkpoint_keys, imatrix_keys
 from .policy import DEFAULT_MIX, FILE_TYPES, Policy, Type, make_policy
 from .quantized import read_sources
@@ -112,12 +113,20 @@ def convert(
     policy = make_policy(outtype, tensor_types, token_embedding_type)
     importance = None if imatrix is None else Importance(imatrix)
     try:
-        with Checkpoint(src) as checkpoint:
+        with ExitStack() as stack:
+            checkpoint = stack.enter_context(Checkpoint(src))
+            checks = [checkpoint.check_unchanged]
             config = read_config(src)
             sources = read_sources(checkpoint)
             if lora is not None:
-                sources = replace(sources, tensors=merge(lora, lora_scale, sources.tensors))
+                adapter = stack.enter_context(Adapter(lora, lora_scale))
+                checks.append(adapter.check_unchanged)
+                sources = replace(sources, tensors=adapter.merge(sources.tensors))
             mapped = map_tensors(config, checkpoint, sources)
+            left_out = mapped.left_out
+            if lora is not None and adapter.left_out:
+                n_bytes = sum(tensor.n_bytes for tensor in adapter.left_out)
+                left_out = [*left_out, LeftOut("adapted vision", len(adapter.left_out), n_bytes)]
             steps = encode.plan(mapped.tensors, policy, importance)
             encode.check_types(steps)
             infos = [info for step in steps for info in step.infos]
@@ -139,7 +148,7 @@ def convert(
                     split_max_size,
                     threads,
                     progress,
-                    checkpoint.check_unchanged,
+                    checks,
                 )
     except OSError as error:
         raise from_os_error(error, "converting") from error
@@ -147,7 +156,7 @@ def convert(
         files=[str(path) for path in paths],
         outtype=outtype,
         tensors=tensor_reports(steps),
-        left_out=mapped.left_out,
+        left_out=left_out,
         n_parameters=counts.total,
         seconds=time.perf_counter() - begin,
         dry_run=dry_run,
@@ -162,9 +171,9 @@ def write(
     split_max_size: int,
     threads: int,
     progress: bool,
-    check: Callable[[], object],
+    checks: Sequence[Callable[[], object]] = (),
 ) -> None:
-    """Writes the file(s); `check` is called before they are made whole, and may raise."""
+    """Writes the file(s); `checks` are called before they are made whole, and may raise."""
     infos: list[TensorInfo] = [info for step in steps for info in step.infos]
     n_bytes = {step.tensor.name: step.tensor.n_bytes for step in steps}
     with (
@@ -180,7 +189,8 @@ def write(
         ) as bar,
     ):
         encode.run(steps, writer, threads, bar.update)
-        check()
+        for check in checks:
+            check()
         writer.commit()
 
 

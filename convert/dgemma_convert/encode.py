@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,6 +25,7 @@ from .writer import TensorInfo, Writer
 # Elements of a slice: large enough that starting the threads costs nothing, small enough that all
 # buffers together stay far below a gigabyte.
 SLICE_ELEMENTS = 16 << 20
+QUEUE = 2  # slices that are read ahead, and that wait for the disk
 
 FUSED = "ffn_gate_up_exps.weight"
 
@@ -123,59 +126,108 @@ def check_types(steps: Sequence[Step]) -> None:
 def run(
     steps: Sequence[Step], writer: Writer, threads: int, progress: Callable[[int], object]
 ) -> None:
-    """Encodes and writes every step; `progress` is called with the bytes written."""
+    """Encodes and writes every step; `progress` is called with the bytes written.
+
+    Slices are read ahead and written behind by a thread each, so that the disk and the encoders
+    work at the same time; their order, and so the file, is the same as without.
+    """
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as disk:
+        written: deque[Future[None]] = deque()
+        try:
+            for slice, data in _read_ahead(reader, _slices(steps)):
+                step = slice.step
+                encoded = slice.encode(data.result(), threads)
+                written.append(disk.submit(writer.write, step.tensor.name, encoded))
+                progress(len(encoded))
+                if slice.is_last and step.scale is not None:
+                    if step.scale_factor is not None:
+                        slice.scales[:] *= _vector(step.scale_factor)
+                    scales = slice.scales.view(np.uint8)
+                    written.append(disk.submit(writer.write, step.scale.name, scales))
+                while len(written) > QUEUE:
+                    written.popleft().result()
+            for write in written:
+                write.result()
+        except BaseException:
+            for pool in (reader, disk):
+                pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _slices(steps: Sequence[Step]) -> Iterator[Slice]:
     for step in steps:
-        n_matrices = matrices(step.source.shape)[0]
+        n_matrices, n_rows, n_cols = matrices(step.source.shape)
         scales = np.ones(n_matrices, np.float32)
+        # One multiplier holds for the whole matrix, so that is what the encoder must see.
+        at_once = n_rows if step.with_multiplier else max(1, SLICE_ELEMENTS // n_cols)
         for matrix in range(n_matrices):
-            for data, multiplier in _encode(step, matrix, threads):
-                scales[matrix] = multiplier
-                writer.write(step.tensor.name, data)
-                progress(len(data))
-        if step.scale is not None:
-            if step.scale_factor is not None:
-                scales *= _vector(step.scale_factor)
-            writer.write(step.scale.name, scales.view(np.uint8))
+            for first in range(0, n_rows, at_once):
+                n = min(at_once, n_rows - first)
+                is_last = matrix + 1 == n_matrices and first + n == n_rows
+                yield Slice(step, matrix, first, n, scales, is_last)
 
 
-def _info(name: str, source: Source, tensor_type: Type) -> TensorInfo:
-    return TensorInfo(name, source.shape, tensor_type)
+def _read_ahead(
+    reader: ThreadPoolExecutor, slices: Iterator[Slice]
+) -> Iterator[tuple[Slice, Future[Bytes]]]:
+    """Each slice with its data, of which up to QUEUE are on the way."""
+    waiting: deque[tuple[Slice, Future[Bytes]]] = deque()
+    for slice in slices:
+        waiting.append((slice, reader.submit(slice.read)))
+        if len(waiting) > QUEUE:
+            yield waiting.popleft()
+    while waiting:
+        yield waiting.popleft()
 
 
-def _encode(step: Step, matrix: int, threads: int) -> Iterator[tuple[Bytes, float]]:
-    """Slices of one matrix, each with the multiplier of the whole."""
-    source, target = step.source, step.tensor.type
-    _, n_rows, n_cols = matrices(source.shape)
-    own = 1.0 if source.multipliers is None else float(source.multipliers[matrix])
-    copied = source.type is target and (step.with_multiplier or own == 1.0)
-    chooses = step.with_multiplier and not copied
-    # One multiplier holds for the whole matrix, so that is what the encoder must see.
-    at_once = n_rows if chooses else max(1, SLICE_ELEMENTS // n_cols)
-    for first in range(0, n_rows, at_once):
-        n = min(at_once, n_rows - first)
-        data = source.read(matrix, first, n)
-        if copied:
-            yield data, own
-            continue
+@dataclass(frozen=True)
+class Slice:
+    """Rows of one matrix of a step."""
+
+    step: Step
+    matrix: int
+    first: int
+    n: int
+    scales: NDArray[np.float32]  # (n_matrices) multipliers of the step, which `encode` fills in
+    is_last: bool  # of its step
+
+    def read(self) -> Bytes:
+        """The rows as the source has them."""
+        return self.step.source.read(self.matrix, self.first, self.n)
+
+    def encode(self, data: Bytes, threads: int) -> Bytes:
+        """The rows as the file will have them; their multiplier goes into `scales`."""
+        source, target = self.step.source, self.step.tensor.type
+        n_cols = source.shape[-1]
+        own = 1.0 if source.multipliers is None else float(source.multipliers[self.matrix])
+        if source.type is target and (self.step.with_multiplier or own == 1.0):
+            self.scales[self.matrix] = own
+            return data
         stored = source.type
+        importance = self.step.importance
         try:
             if own != 1.0:
-                values = _native.dequantize(data, int(stored), n, n_cols, threads=threads)
+                values = _native.dequantize(data, int(stored), self.n, n_cols, threads=threads)
                 values *= np.float32(own)
                 data, stored = values.view(np.uint8), Type.F32
-            encoded = _native.quantize(
+            encoded, multiplier = _native.quantize(
                 data,
                 int(stored),
                 int(target),
-                n,
+                self.n,
                 n_cols,
-                importance=None if step.importance is None else step.importance[matrix],
-                with_multiplier=chooses,
+                importance=None if importance is None else importance[self.matrix],
+                with_multiplier=self.step.with_multiplier,
                 threads=threads,
             )
         except (ValueError, EngineError) as error:
             raise ConvertError(f"tensor {source.name}: {error}") from error
-        yield encoded
+        self.scales[self.matrix] = multiplier
+        return encoded
+
+
+def _info(name: str, source: Source, tensor_type: Type) -> TensorInfo:
+    return TensorInfo(name, source.shape, tensor_type)
 
 
 def _vector(source: Source) -> NDArray[np.float32]:

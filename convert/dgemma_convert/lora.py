@@ -1,12 +1,20 @@
 """A LoRA adapter in PEFT's format, merged into the weights while they are converted.
 
 An adapted matrix is W + s·B·A with A (r, n_cols) and B (n_rows, r), where s is lora_alpha / r, or
-lora_alpha / √r with rank-stabilised scaling (`use_rslora`), times the user's own factor.
+lora_alpha / √r with rank-stabilised scaling (`use_rslora`), times the user's own factor. DoRA then
+brings each row to the length in its magnitude vector.
+
+A stack of experts (`target_parameters`) has one pair for all: expert e has rows [e·r, (e+1)·r) of
+A, and of B (n_rows, r, n_experts) the last index e. PEFT names such a pair by the module, `experts`
+or `experts.base_layer`, not by the parameter; which one is meant shows in the shapes.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,23 +26,44 @@ from dgemma import _native
 
 from .errors import ConvertError
 from .policy import Type
-from .safetensors_file import SafetensorsFile, read_json
-from .sources import Bytes, Source, read_floats
+from .safetensors_file import SafetensorsFile, StoredTensor, read_json
+from .sources import Bytes, PlainSource, Source, matrices, read_floats
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
-DOWN, UP = ".lora_A.weight", ".lora_B.weight"
-# Settings under which the merged matrix is another than the one above.
-REFUSED = ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "target_parameters")
+_PART = re.compile(r"(.+?)\.(lora_A\.weight|lora_B\.weight|lora_magnitude_vector)(?:\.weight)?\Z")
+# Not converted, so neither are their adapters.
+VISION = ("vision_tower.", "embed_vision.")
+ENCODER, DECODER = "encoder.language_model.", "decoder."  # their weights are the same
+EMBEDDINGS = ("embed_tokens", "lm_head")
+# Ways to start that take away from the weights what the adapter then holds. Their pairs belong to
+# weights that are not those of the checkpoint.
+STARTS_ON_OTHER_WEIGHTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The factors of one module, and the lengths of its rows if it is DoRA's."""
+
+    module: str
+    down: StoredTensor  # A
+    up: StoredTensor  # B
+    magnitude: StoredTensor | None
 
 
 @dataclass(frozen=True)
 class AdaptedSource:
-    """`base` plus the adapter's product, as float32."""
+    """`base` plus the product of a pair, as float32."""
 
     base: Source
-    down: NDArray[np.float32]  # A, (r, n_cols)
-    up: NDArray[np.float32]  # s·B, (n_rows, r)
+    pair: Pair
+    adapter: Adapter
+    factor: float
+    rank: int
+    first_row: int = 0  # of B, for gate and up projections that are stored apart
+    swapped: bool = False  # the pair adapts the transposed matrices: older PEFTs did so
     type: Type = Type.F32
     multipliers: None = None
 
@@ -49,69 +78,270 @@ class AdaptedSource:
         return self.base.shape
 
     def read(self, matrix: int, first: int, n: int) -> Bytes:
-        """Rows [first, first + n)."""
+        """Rows [first, first + n) of one matrix."""
         data = self.base.read(matrix, first, n)
         values = _native.dequantize(data, int(self.base.type), n, self.shape[-1])
         if self.base.multipliers is not None:
             values *= self.base.multipliers[matrix]
-        values += self.up[first : first + n] @ self.down
+        up, down = self._factors(matrix)
+        rows = slice(self.first_row + first, self.first_row + first + n)
+        values += (up[rows] * np.float32(self.factor)) @ down
+        if self.pair.magnitude is not None:
+            lengths = self.adapter.floats(self.pair.magnitude).reshape(-1, 1)[rows]
+            values *= lengths / np.linalg.norm(values, axis=1, keepdims=True)
         return values.view(np.uint8).reshape(-1)
 
+    def _factors(self, matrix: int) -> tuple[Floats, Floats]:
+        """B (n_rows, r) and A (r, n_cols) of one matrix."""
+        n_matrices = matrices(self.shape)[0]
+        down = self.adapter.floats(self.pair.down).reshape(n_matrices, self.rank, -1)[matrix]
+        up = self.adapter.floats(self.pair.up).reshape(-1, self.rank, n_matrices)[:, :, matrix]
+        return (down.T, up.T) if self.swapped else (up, down)
 
-def merge(folder: Path, scale: float, sources: dict[str, Source]) -> dict[str, Source]:
-    """`sources` with the adapter in `folder` added `scale` times.
 
-    ConvertError where it adapts what is not in the checkpoint, or in another way than LoRA's.
+class Adapter:
+    """An open adapter folder.
+
+        with Adapter(folder, scale) as adapter:
+            sources = adapter.merge(sources)  # to be read while the adapter is open
+
+    ConvertError where it adapts what is not in the checkpoint, or in a way that cannot be merged.
     """
-    if not math.isfinite(scale):
-        raise ConvertError(f"--lora-scale {scale}: expected a finite number")
-    factor = scale * _factor(folder / CONFIG)
-    file = SafetensorsFile(folder / WEIGHTS)
-    try:
-        matrices = {name: read_floats(tensor) for name, tensor in file.tensors.items()}
-    finally:
-        file.close()
 
-    result = dict(sources)
-    for name, down in matrices.items():
-        if name.endswith(UP) and name.removesuffix(UP) + DOWN in matrices:
-            continue
-        up = matrices.get(name.removesuffix(DOWN) + UP)
-        target = name.removeprefix(PREFIX).removesuffix(DOWN) + ".weight"
-        if ".encoder." in name:
-            raise ConvertError(
-                f"{folder}: {name} adapts the encoder apart from the decoder; one set of weights "
-                "serves both, so only an adapter of model.decoder can be merged"
-            )
-        if not name.startswith(PREFIX) or not name.endswith(DOWN) or up is None:
-            raise ConvertError(f"{folder}: tensor {name} is not half of a LoRA pair")
-        if target not in result:
-            raise ConvertError(f"{folder}: adapts {target}, which the checkpoint does not have")
-        rank = len(down)
-        if (
-            down.ndim != 2
-            or (len(up), down.shape[-1]) != result[target].shape
-            or up.shape[1:] != (rank,)
+    def __init__(self, folder: Path, scale: float) -> None:
+        if not math.isfinite(scale):
+            raise ConvertError(f"--lora-scale {scale}: expected a finite number")
+        self.folder, self.scale = folder, scale
+        self.left_out: list[StoredTensor] = []  # of the vision tower
+        self._settings = _read_settings(folder / CONFIG)
+        self._file = SafetensorsFile(folder / WEIGHTS)
+        # Slices of one tensor follow each other: its pair need not be read for each.
+        self.floats = functools.lru_cache(maxsize=3)(read_floats)
+
+    def __enter__(self) -> Adapter:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self._file.close()
+
+    def check_unchanged(self) -> None:
+        """ConvertError where the file changed since it was opened."""
+        self._file.check_unchanged()
+
+    def merge(self, sources: Mapping[str, Source]) -> dict[str, Source]:
+        """`sources` with the adapter added."""
+        result = dict(sources)
+        pairs, whole = self._read_names()
+        adapted: set[str] = set()
+        for pair in pairs.values():
+            if any(part in pair.module for part in VISION):
+                self.left_out += [pair.down, pair.up]
+                continue
+            # B starts as zeros: this module was never trained, as those of an unused mode.
+            if pair.magnitude is None and not self.floats(pair.up).any():
+                continue
+            if ".encoder." in f".{pair.module}":
+                self._check_encoder(pair, pairs)
+                continue
+            for target, source in self._adapt(pair, result):
+                if target in adapted:
+                    raise ConvertError(f"{self.folder}: adapts {target} twice")
+                adapted.add(target)
+                result[target] = source
+        for name, tensor in whole.items():
+            if any(part in name for part in VISION):
+                self.left_out.append(tensor)
+            elif ".encoder." not in f".{name}":
+                self._replace(name, tensor, result)
+            elif not self._is_decoders(name, tensor, whole, sources):
+                raise self._refuse_encoder(tensor.name)
+        return result
+
+    def _read_names(self) -> tuple[dict[str, Pair], dict[str, StoredTensor]]:
+        """Pairs by module, and whole tensors (`modules_to_save`) by name."""
+        parts: dict[str, dict[str, StoredTensor]] = {}
+        whole: dict[str, StoredTensor] = {}
+        for name, tensor in self._file.tensors.items():
+            if "lora_embedding_" in name:
+                raise self._refuse_embedding(name)
+            match = _PART.match(name)
+            if match and name.startswith(PREFIX):
+                parts.setdefault(match[1].removeprefix(PREFIX), {})[match[2]] = tensor
+            elif name.startswith(PREFIX) and self._settings.get("modules_to_save"):
+                whole[name.removeprefix(PREFIX)] = tensor
+            else:
+                raise ConvertError(f"{self.folder}: tensor {name} is not half of a LoRA pair")
+        pairs = {}
+        for module, found in parts.items():
+            down, up = found.get("lora_A.weight"), found.get("lora_B.weight")
+            if down is None or up is None:
+                name = next(iter(found.values())).name
+                raise ConvertError(f"{self.folder}: tensor {name} is not half of a LoRA pair")
+            pairs[module] = Pair(module, down, up, found.get("lora_magnitude_vector"))
+        return pairs, whole
+
+    def _check_encoder(self, pair: Pair, pairs: Mapping[str, Pair]) -> None:
+        """An adapter of the encoder is all right where the decoder has the same one."""
+        twin = pairs.get(pair.module.replace(ENCODER, DECODER))
+        if twin is None or (pair.magnitude is None) != (twin.magnitude is None):
+            raise self._refuse_encoder(pair.up.name)
+        for own, other in (
+            (pair.down, twin.down),
+            (pair.up, twin.up),
+            (pair.magnitude, twin.magnitude),
         ):
+            if own and other and not np.array_equal(self.floats(own), self.floats(other)):
+                raise self._refuse_encoder(own.name)
+
+    def _is_decoders(
+        self,
+        name: str,
+        tensor: StoredTensor,
+        whole: Mapping[str, StoredTensor],
+        sources: Mapping[str, Source],
+    ) -> bool:
+        """Whether a whole tensor of the encoder is the decoder's new one, or never changed."""
+        twin = name.replace(ENCODER, DECODER)
+        base = sources.get(_find(twin, sources) or "")
+        candidates = [] if twin not in whole else [self.floats(whole[twin])]
+        if isinstance(base, PlainSource):
+            candidates.append(self.floats(base.stored))
+        return any(np.array_equal(self.floats(tensor), other) for other in candidates)
+
+    def _refuse_encoder(self, name: str) -> ConvertError:
+        return ConvertError(
+            f"{self.folder}: {name} adapts the encoder apart from the decoder; one set of weights "
+            "serves both, so only an adapter of model.decoder can be merged"
+        )
+
+    def _adapt(self, pair: Pair, sources: Mapping[str, Source]) -> Iterator[tuple[str, Source]]:
+        """What becomes of the tensors that a pair adapts."""
+        module = pair.module
+        while module.endswith(".base_layer"):
+            module = module.removesuffix(".base_layer")
+        if module.endswith(EMBEDDINGS):
+            raise self._refuse_embedding(pair.up.name)
+        if not module.endswith(".experts"):
+            target = _find(f"{module}.weight", sources)
+            if target is None:
+                raise ConvertError(
+                    f"{self.folder}: adapts {module}.weight, which the checkpoint does not have"
+                )
+            yield target, self._adapted(pair, [target], sources, module)[0]
+            return
+        # The gate and up projections may be one tensor of the checkpoint or two.
+        for names in (("gate_up_proj",), ("gate_proj", "up_proj"), ("down_proj",)):
+            targets = [_find(f"{module}.{name}", sources) for name in names]
+            found = [target for target in targets if target is not None]
+            if len(found) == len(names):
+                parameter = f"{module}.{'gate_up_proj' if len(names) == 2 else names[0]}"
+                if adapted := self._adapted(pair, found, sources, parameter):
+                    yield from zip(found, adapted, strict=True)
+                    return
+        raise ConvertError(
+            f"{self.folder}: the pair for {module} has the shapes {list(pair.down.shape)} and "
+            f"{list(pair.up.shape)}, which fit no projection of the experts"
+        )
+
+    def _adapted(
+        self, pair: Pair, targets: list[str], sources: Mapping[str, Source], parameter: str
+    ) -> list[AdaptedSource]:
+        """The targets, whose rows follow each other in the pair; or none: another is meant."""
+        shapes = [matrices(sources[target].shape) for target in targets]
+        n_matrices, n_rows, n_cols = shapes[0][0], sum(shape[1] for shape in shapes), shapes[0][2]
+        down, up, is_matrix = pair.down.shape, pair.up.shape, len(sources[targets[0]].shape) == 2
+        rank = down[0] // n_matrices if down else 0
+        fits = len(down) == len(up) == 2 and rank > 0 and down[0] == up[1] == rank * n_matrices
+        straight = fits and (up[0], down[1]) == (n_rows, n_cols)
+        swapped = fits and (up[0], down[1]) == (n_cols, n_rows) and not is_matrix and not straight
+        if not straight and not swapped:
+            if not is_matrix:
+                return []
             raise ConvertError(
-                f"{folder}: the pair for {target} has the shapes {list(down.shape)} and "
-                f"{list(up.shape)}; the weight has {list(result[target].shape)}"
+                f"{self.folder}: the pair for {targets[0]} has the shapes {list(down)} and "
+                f"{list(up)}; the weight has {list(sources[targets[0]].shape)}"
             )
-        result[target] = AdaptedSource(result[target], down, up * np.float32(factor))
-    return result
+        if pair.magnitude is not None and math.prod(pair.magnitude.shape) != n_rows:
+            raise ConvertError(f"{self.folder}: {pair.magnitude.name} needs {n_rows} values")
+        factor, first, adapted = self._factor(parameter, rank), 0, []
+        for target, shape in zip(targets, shapes, strict=True):
+            adapted.append(AdaptedSource(sources[target], pair, self, factor, rank, first, swapped))
+            first += shape[1]
+        return adapted
+
+    def _factor(self, parameter: str, rank: int) -> float:
+        """How often the product of a pair is added."""
+        alpha = self._settings["lora_alpha"]
+        for pattern, value in (self._settings.get("alpha_pattern") or {}).items():
+            try:
+                if re.match(rf"(.*\.)?({pattern})$", parameter):
+                    alpha = value
+                    break
+            except re.error as error:
+                raise ConvertError(
+                    f"{self.folder / CONFIG}: alpha_pattern {pattern!r}: {error}"
+                ) from error
+        root = self._settings.get("use_rslora")
+        return self.scale * float(alpha) / (math.sqrt(rank) if root else rank)
+
+    def _replace(self, name: str, tensor: StoredTensor, sources: dict[str, Source]) -> None:
+        """Takes a whole tensor from the adapter."""
+        if any(embedding in name for embedding in EMBEDDINGS):
+            raise self._refuse_embedding(tensor.name)
+        target = _find(name, sources)
+        if target is None or sources[target].shape != tensor.shape:
+            raise ConvertError(
+                f"{self.folder}: tensor {tensor.name} {list(tensor.shape)} replaces none of the "
+                "checkpoint's"
+            )
+        if self.scale != 1:
+            raise ConvertError(
+                f"{self.folder}: {tensor.name} replaces a tensor (modules_to_save), which "
+                "--lora-scale cannot weigh; leave it at 1"
+            )
+        sources[target] = PlainSource(tensor)
+
+    def _refuse_embedding(self, name: str) -> ConvertError:
+        return ConvertError(
+            f"{self.folder}: {name} adapts the embedding or the head alone; they are one tensor in "
+            "the model, so this cannot be merged"
+        )
 
 
-def _factor(path: Path) -> float:
-    """lora_alpha / r of an adapter's settings."""
+def _find(name: str, sources: Mapping[str, Source]) -> str | None:
+    """The checkpoint's name of a tensor; checkpoints of the bare model lack its first part."""
+    return next((n for n in (name, name.removeprefix("model.")) if n in sources), None)
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """adapter_config.json; ConvertError where it asks for what cannot be merged."""
     settings: Any = read_json(path)
     if not isinstance(settings, dict) or settings.get("peft_type") != "LORA":
         raise ConvertError(f"{path}: not a LoRA adapter (peft_type must be 'LORA')")
-    for key in REFUSED:
-        if settings.get(key):
-            raise ConvertError(f"{path}: {key} is set; such an adapter cannot be merged here")
-    if settings.get("bias", "none") != "none":
+    if settings.get("bias", "none") != "none" or settings.get("lora_bias"):
         raise ConvertError(f"{path}: bias is set; the model has none")
-    rank, alpha = settings.get("r"), settings.get("lora_alpha")
-    if type(rank) is not int or rank < 1 or not isinstance(alpha, (int, float)):
+    if settings.get("layer_replication"):
+        raise ConvertError(
+            f"{path}: layer_replication is set; the model's layers are what they are"
+        )
+    start = str(settings.get("init_lora_weights", True)).lower()
+    if start.startswith(STARTS_ON_OTHER_WEIGHTS):
+        raise ConvertError(
+            f"{path}: init_lora_weights is {start!r}, which changes the weights themselves; make a "
+            "plain adapter of it (save_pretrained with path_initial_model_for_weight_conversion)"
+        )
+    alphas = [settings.get("lora_alpha"), *_values(path, settings, "alpha_pattern")]
+    ranks = [settings.get("r"), *_values(path, settings, "rank_pattern")]
+    if not all(type(rank) is int and rank >= 1 for rank in ranks) or not all(
+        type(alpha) in (int, float) and math.isfinite(alpha) for alpha in alphas
+    ):
         raise ConvertError(f"{path}: expected numbers r ≥ 1 and lora_alpha")
-    return float(alpha) / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+    return settings
+
+
+def _values(path: Path, settings: dict[str, Any], key: str) -> list[Any]:
+    """The numbers of a pattern. Ranks are seen in the shapes, so theirs are only checked."""
+    pattern = settings.get(key) or {}
+    if not isinstance(pattern, dict):
+        raise ConvertError(f"{path}: {key} must be an object")
+    return list(pattern.values())

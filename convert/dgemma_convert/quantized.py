@@ -4,7 +4,8 @@ A quantised matrix X is stored as several tensors:
 
     ModelOpt NVFP4            X.weight (U8), X.weight_scale (F8_E4M3), X.weight_scale_2 (F32)
     compressed-tensors NVFP4  X.weight_packed (U8), X.weight_scale, X.weight_global_scale (F32)
-    FP8                       X.weight (F8_E4M3), X.weight_scale or X.weight_scale_inv
+    FP8                       X.weight (F8_E4M3), X.weight_scale or X.weight_scale_inv;
+                              a stack of experts X (F8_E4M3), X_scale or X_scale_inv
 
 NVFP4 is repacked bit for bit: GGUF has the same numbers in another order. FP8 is decoded. Such
 checkpoints may also store each expert by itself; those are put together again here.
@@ -92,10 +93,10 @@ class NVFP4Source:
 
 @dataclass(frozen=True)
 class FP8Source:
-    """F8_E4M3 weights and their scales: one number, one a row, or one a square block."""
+    """F8_E4M3 weights and their scales, each of which is shared by a block of them."""
 
     stored: StoredTensor
-    scales: NDArray[np.float32]  # (1, 1), (n_rows, 1) or (row blocks, column blocks)
+    scales: NDArray[np.float32]  # (n_matrices, row blocks, column blocks)
     rows_per_scale: int
     cols_per_scale: int
     multipliers: None = None
@@ -114,10 +115,10 @@ class FP8Source:
     def read(self, matrix: int, first: int, n: int) -> Bytes:
         """Rows [first, first + n) of one matrix, decoded to float32."""
         _, n_rows, n_cols = matrices(self.shape)
-        row = matrix * n_rows + first
-        values = E4M3[self.stored.read(row * n_cols, n * n_cols)].reshape(n, n_cols)
-        which = (row + np.arange(n)) // self.rows_per_scale
-        values *= np.repeat(self.scales[which], self.cols_per_scale, axis=1)[:, :n_cols]
+        start = (matrix * n_rows + first) * n_cols
+        values = E4M3[self.stored.read(start, n * n_cols)].reshape(n, n_cols)
+        which = (first + np.arange(n)) // self.rows_per_scale
+        values *= np.repeat(self.scales[matrix, which], self.cols_per_scale, axis=1)[:, :n_cols]
         return values.view(np.uint8).reshape(-1)
 
 
@@ -152,7 +153,7 @@ def read_sources(checkpoint: Checkpoint) -> Sources:
             sources[base] = _nvfp4(base, name, base + "_global_scale", stored, reciprocal=True)
         elif name.endswith(".weight") and name + "_scale_2" in stored:
             sources[name] = _nvfp4(name, name, name + "_scale_2", stored, reciprocal=False)
-        elif name.endswith(".weight") and stored[name].dtype == "F8_E4M3":
+        elif name in stored and stored[name].dtype == "F8_E4M3" and _is_weight(name):
             sources[name] = _fp8(name, stored)
     # What is left are plain tensors; a scale without its weight is found when nothing asks for it.
     sources.update({name: PlainSource(tensor) for name, tensor in stored.items()})
@@ -196,6 +197,10 @@ def _nvfp4(
     return NVFP4Source(name, packed, scales, np.reciprocal(factor) if reciprocal else factor)
 
 
+def _is_weight(name: str) -> bool:
+    return not name.endswith(("_scale", "_scale_inv"))
+
+
 def _fp8(name: str, stored: dict[str, StoredTensor]) -> Source:
     weight = stored.pop(name)
     scale_name = name + "_scale"
@@ -203,28 +208,30 @@ def _fp8(name: str, stored: dict[str, StoredTensor]) -> Source:
         # Called an inverse, but multiplied like the others.
         scale_name = name + "_scale_inv"
     scales = _scales(_take(stored, name, scale_name))
-    if len(weight.shape) != 2:
+    if len(weight.shape) not in (2, 3):
         raise ConvertError(f"tensor {name}: F8_E4M3 {list(weight.shape)}; expected a matrix")
-    n_rows, n_cols = weight.shape
-    if scales.ndim != 2:
-        scales = scales.reshape(-1, 1)
-    n_scales = tuple(scales.shape)
-    size = next(
-        (
-            b
-            for b in (max(n_rows, n_cols), 128, 64, 32)
-            if n_scales == (-(-n_rows // b), -(-n_cols // b))
-        ),
-        None,
+    n_matrices, n_rows, n_cols = matrices(weight.shape)
+    found = list(scales.shape)
+    # One number, or one a matrix or row, may be written with fewer dimensions than the weight.
+    if scales.size in (1, n_matrices, n_matrices * n_rows) and scales.ndim < len(weight.shape):
+        scales = scales.reshape(1 if scales.size == 1 else n_matrices, -1, 1)
+    elif scales.ndim == len(weight.shape):
+        scales = scales.reshape(matrices(scales.shape))
+    if scales.shape == (1, 1, 1):
+        scales = np.repeat(scales, n_matrices, axis=0)
+    # The last block of a row or column may be cut off: 128 rather than the quotient, where it fits.
+    for size in (128, 64, 32):
+        if scales.shape == (n_matrices, -(-n_rows // size), -(-n_cols // size)):
+            return FP8Source(weight, scales, size, size)
+    if scales.ndim == 3 and scales.shape[0] == n_matrices:
+        rows, rest_of_rows = divmod(n_rows, scales.shape[1])
+        cols, rest_of_cols = divmod(n_cols, scales.shape[2])
+        if rows and cols and not rest_of_rows and not rest_of_cols:
+            return FP8Source(weight, scales, rows, cols)
+    raise ConvertError(
+        f"tensor {scale_name} has the shape {found}; expected one scale for all of "
+        f"{list(weight.shape)}, one for each row, or one for each block of equal size"
     )
-    if n_scales == (n_rows, 1):
-        return FP8Source(weight, scales, 1, n_cols)
-    if size is None:
-        raise ConvertError(
-            f"tensor {scale_name} has the shape {list(scales.shape)}; expected one scale, one for "
-            f"each of {n_rows} rows, or one for each square block of 128, 64 or 32"
-        )
-    return FP8Source(weight, scales, size, size)
 
 
 def _stack_experts(checkpoint: Checkpoint, sources: Mapping[str, Source]) -> dict[str, Source]:

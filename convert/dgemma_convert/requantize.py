@@ -96,7 +96,7 @@ def quantize(
             infos = [info for step in steps for info in step.infos]
             paths = shard_paths(outfile, len(split(infos, split_max_size)))
             if not dry_run:
-                write(steps, keys, outfile, force, split_max_size, threads, progress, lambda: None)
+                write(steps, keys, outfile, force, split_max_size, threads, progress)
     except EngineError as error:
         raise ConvertError(str(error)) from error
     except OSError as error:

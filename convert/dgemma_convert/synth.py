@@ -155,7 +155,7 @@ def synthesize(
     vocabulary = synthetic_vocabulary(config.vocab)
     keys = model_keys(None, config, file_type(policy, steps), counts, name, {}, vocabulary)
     try:
-        write(steps, keys, outfile, force, 0, threads, progress, lambda: None)
+        write(steps, keys, outfile, force, 0, threads, progress)
     except OSError as error:
         raise from_os_error(error, "writing") from error
     return Report(

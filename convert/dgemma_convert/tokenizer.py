@@ -182,17 +182,14 @@ class _Reader:
             raise self._fail("expected a list of merges")
         lines = []
         for merge in merges:
-            pair = merge.split(" ") if isinstance(merge, str) else merge
-            if (
-                not isinstance(pair, list)
-                or len(pair) != 2
-                or not all(isinstance(part, str) for part in pair)
-            ):
-                raise self._fail(f"merge {merge!r} is not a pair of tokens")
-            left, right = pair
-            if left not in self._ids or right not in self._ids or left + right not in self._ids:
+            try:
+                left, right = merge.split(" ") if isinstance(merge, str) else merge
+                known = left in self._ids and right in self._ids and left + right in self._ids
+            except (TypeError, ValueError) as error:
+                raise self._fail(f"merge {merge!r} is not a pair of tokens") from error
+            if not known:
                 raise self._fail(f"merge {merge!r} uses a token that is not in the vocabulary")
-            if " " in left + right:
+            if " " in left or " " in right:
                 raise self._fail(f"merge {merge!r} has a space in a token; GGUF cannot say that")
             lines.append(f"{left} {right}")
         return lines
