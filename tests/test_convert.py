@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from checkpoints import CHAT_TEMPLATE, SPECS, Spec, make_checkpoint
+from dgemma import _native
 from dgemma_convert import ConvertError, convert
 from dgemma_convert.tensors import LAYER_ROWS, MODEL_ROWS
 
@@ -175,6 +176,72 @@ def test_keys_and_their_types_are_those_of_published_files(plain: Path, tmp_path
     assert types["diffusion-gemma.rope.freq_base"] == ["FLOAT32"]
     assert types["diffusion-gemma.expert_count"] == ["UINT32"]
     assert types["tokenizer.ggml.eos_token_id"] == ["UINT32"]
+
+
+CARD = """---
+license: apache-2.0
+license_link: https://ai.google.dev/gemma/docs/gemma_4_license
+base_model: google/gemma-4-26B-A4B-it
+base_model_relation: finetune
+pipeline_tag: text-generation
+tags: [diffusion, text]
+language: en
+datasets: [someone/something]
+---
+# A model
+"""
+
+
+def test_the_model_card_becomes_keys(plain: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(plain, tmp_path / "diffusiongemma-26B-A4B-it"))
+    (source / "README.md").write_text(CARD)
+    report = convert(source, tmp_path, "f32", progress=False)
+    assert report.files == [str(tmp_path / "diffusiongemma-26B-A4B-it-F32.gguf")]
+    fields = gguf.GGUFReader(report.files[0]).fields
+    found = {key: field.contents() for key, field in fields.items() if key.startswith("general.")}
+    assert found["general.name"] == "diffusiongemma-26B-A4B-it"
+    assert found["general.license"] == "apache-2.0"
+    assert found["general.license.link"] == "https://ai.google.dev/gemma/docs/gemma_4_license"
+    assert found["general.base_model.count"] == 1
+    assert found["general.base_model.0.repo_url"] == (
+        "https://huggingface.co/google/gemma-4-26B-A4B-it"
+    )
+    assert found["general.dataset.0.organization"] == "Someone"
+    assert found["general.tags"] == ["diffusion", "text", "text-generation"]
+    assert found["general.languages"] == ["en"]
+
+
+def test_metadata_file(plain: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(plain, tmp_path / "source"))
+    (source / "README.md").write_text(CARD)
+    path = tmp_path / "metadata.json"
+    own = {
+        "general.name": "Mine",
+        "general.license": "mit",
+        "general.tags": ["new"],
+        "general.source.url": "https://example.org",
+        "general.base_models": [{"name": "Other", "repo_url": "https://example.org/other"}],
+    }
+    path.write_text(json.dumps(own))
+    report = convert(source, tmp_path, "f32", metadata=path, progress=False)
+    assert report.files == [str(tmp_path / "Mine-F32.gguf")]
+    fields = gguf.GGUFReader(report.files[0]).fields
+    for key in ("general.name", "general.license", "general.tags", "general.source.url"):
+        assert fields[key].contents() == own[key]
+    assert fields["general.base_model.0.name"].contents() == "Other"
+    assert fields["general.languages"].contents() == ["en"]
+    report = convert(source, tmp_path, "f32", metadata=path, model_name="Yours", progress=False)
+    assert report.files == [str(tmp_path / "Yours-F32.gguf")]
+    for values, match in (
+        ({"general.colour": "red"}, "'general.colour' cannot be set; expected some of general.a"),
+        ({"general.license": 3}, "general.license is '3'; expected a text"),
+        ({"general.tags": "new"}, "expected a list of texts"),
+        ({"general.base_models": [{"name": 1}]}, "expected a list of objects of texts"),
+        ([], "must be a JSON object"),
+    ):
+        path.write_text(json.dumps(values))
+        with pytest.raises(ConvertError, match=match):
+            convert(source, tmp_path, "f32", metadata=path, progress=False)
 
 
 def test_vocabulary(plain: Path, tmp_path: Path) -> None:
@@ -405,6 +472,10 @@ def test_dry_run_writes_nothing_and_foretells_everything(plain: Path, tmp_path: 
     assert foretold.files == [str(out / "tiny-Q4_0.gguf")]
     report = convert(plain, out, "q4_0", model_name="tiny", progress=False)
     assert (report.tensors, report.files) == (foretold.tensors, foretold.files)
+    assert report.memory_bytes == foretold.memory_bytes
+    with _native.Model(report.files[0]) as model:
+        need = model.memory(n_ctx=model.info.context_length)
+    assert need.weights + need.cache + need.scratch <= foretold.memory_bytes
     reader = gguf.GGUFReader(out / "tiny-Q4_0.gguf")
     assert [(t.name, t.n_bytes) for t in reader.tensors] == [
         (t.name, t.n_bytes) for t in report.tensors

@@ -549,7 +549,8 @@ def test_command(source: Path, out: Path, capsys: pytest.CaptureFixture[str]) ->
     assert args.run(args) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[0] == "token_embd.weight"
-    assert lines[-2].startswith("would write ")
+    assert lines[-3].startswith("would write ")
+    assert lines[-2].startswith("to run it: about ")
     assert lines[-1].startswith("left out: ")
     with pytest.raises(SystemExit):
         parser.parse_args(["convert", str(source), "--outtype", "q9_9"])

@@ -48,6 +48,12 @@ def add_convert_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--model-name", metavar="NAME", help="general.name of the file")
     parser.add_argument(
+        "--metadata",
+        metavar="F",
+        type=Path,
+        help="JSON file with general.* keys that come before the model card's",
+    )
+    parser.add_argument(
         "--outfile",
         metavar="F",
         type=Path,
@@ -95,6 +101,7 @@ def _run_convert(args: argparse.Namespace) -> int:
         imatrix=args.imatrix,
         threads=args.threads,
         model_name=args.model_name,
+        metadata=args.metadata,
         lora=args.lora,
         lora_scale=args.lora_scale,
         split_max_size=parse_size(args.split_max_size) if args.split_max_size else 0,

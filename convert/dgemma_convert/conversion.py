@@ -20,7 +20,8 @@ from .config import read_config
 from .errors import from_os_error
 from .importance import Importance
 from .lora import Adapter
-from .metadata import ParameterCounts, checkpoint_keys, imatrix_keys
+from .memory import CONTEXT, needed
+from .metadata import ParameterCounts, checkpoint_keys, imatrix_keys, read_overrides
 from .policy import DEFAULT_MIX, FILE_TYPES, Policy, Type, make_policy
 from .quantized import read_sources
 from .safetensors_file import Checkpoint
@@ -49,6 +50,7 @@ class Report:
     tensors: list[TensorReport]
     left_out: list[LeftOut] = field(default_factory=list)
     n_parameters: int = 0
+    memory_bytes: int | None = None  # about what running it takes, with memory.CONTEXT tokens
     seconds: float = 0.0
     dry_run: bool = False
 
@@ -85,6 +87,7 @@ def convert(
     tensor_types: Sequence[str] = (),
     threads: int = 0,
     model_name: str | None = None,
+    metadata: Path | None = None,
     imatrix: Path | None = None,
     lora: Path | None = None,
     lora_scale: float = 1.0,
@@ -100,6 +103,7 @@ def convert(
     outtype         one of `policy.MIXES`.
     tensor_types    exceptions, "REGEX=TYPE"; the first that is found in a tensor's name decides.
     threads         0: one a physical core.
+    metadata        JSON file with `general.*` keys that come before those of the model card.
     imatrix         GGUF file with an importance matrix.
     lora            folder of a LoRA adapter to merge, multiplied by lora_scale.
     split_max_size  bytes of a shard; 0: one file.
@@ -112,6 +116,11 @@ def convert(
     begin = time.perf_counter()
     policy = make_policy(outtype, tensor_types, token_embedding_type)
     importance = None if imatrix is None else Importance(imatrix)
+    general = {"name": folder_name(src)}
+    if metadata is not None:
+        general |= read_overrides(metadata)
+    if model_name:
+        general["name"] = model_name
     try:
         with ExitStack() as stack:
             checkpoint = stack.enter_context(Checkpoint(src))
@@ -133,9 +142,8 @@ def convert(
             counts = ParameterCounts(
                 config.experts, ((tensor.name, tensor.source.shape) for tensor in mapped.tensors)
             )
-            name = model_name or folder_name(src)
-            target = target_path(outfile, name, outtype)
-            keys = checkpoint_keys(src, config, file_type(policy, steps), counts, name)
+            target = target_path(outfile, general["name"], outtype)
+            keys = checkpoint_keys(src, config, file_type(policy, steps), counts, general)
             if importance is not None:
                 keys.update(imatrix_keys(importance))
             paths = shard_paths(target, len(split(infos, split_max_size)))
@@ -158,6 +166,7 @@ def convert(
         tensors=tensor_reports(steps),
         left_out=left_out,
         n_parameters=counts.total,
+        memory_bytes=needed(keys, sum(info.n_bytes for info in infos)),
         seconds=time.perf_counter() - begin,
         dry_run=dry_run,
     )
@@ -247,6 +256,11 @@ def describe(report: Report) -> list[str]:
         f"{verb} {', '.join(report.files)}: {size_text(report.n_bytes)}, "
         f"{report.n_parameters / 1e6:,.1f} million weights, tensors: {types}"
     ]
+    if report.memory_bytes is not None:
+        lines.append(
+            f"to run it: about {size_text(report.memory_bytes)} of memory, or of GPU memory, with "
+            f"a context of {CONTEXT:,}"
+        )
     for (wanted, used), tensors in report.fallbacks.items():
         widths = sorted({tensor.shape[-1] for tensor in tensors})
         lines.append(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from gguf import GGUFValueType, GGUFWriter, LlamaFileType, Metadata, size_label
+from gguf.constants import Keys as Names
 from gguf.gguf_writer import GGUFValue
 
 from .config import ModelConfig
@@ -24,13 +25,20 @@ Keys = dict[str, GGUFValue]
 
 
 def checkpoint_keys(
-    folder: Path, config: ModelConfig, file_type: LlamaFileType, counts: ParameterCounts, name: str
+    folder: Path,
+    config: ModelConfig,
+    file_type: LlamaFileType,
+    counts: ParameterCounts,
+    general: Mapping[str, Any],
 ) -> Keys:
-    """The keys for a checkpoint folder, with its generation defaults and model card if there."""
+    """The keys for a checkpoint folder, with its generation defaults and model card if there.
+
+    `general` are values of `Metadata` fields that come before those of the card; one is `name`.
+    """
     generation = _generation_config(folder)
     sampling = _sampling(folder, generation)
     vocabulary = read_vocabulary(folder, config, generation)
-    return model_keys(folder, config, file_type, counts, name, sampling, vocabulary)
+    return model_keys(folder, config, file_type, counts, general, sampling, vocabulary)
 
 
 def model_keys(
@@ -38,14 +46,14 @@ def model_keys(
     config: ModelConfig,
     file_type: LlamaFileType,
     counts: ParameterCounts,
-    name: str,
+    general: Mapping[str, Any],
     sampling: dict[str, int | float],
     vocabulary: Vocabulary,
 ) -> Keys:
     """All keys. `folder` holds a model card, if any; `sampling` are the `diffusion.eb_*` values."""
     # The writer only collects: it is never given a file.
     keys = GGUFWriter(None, ARCHITECTURE)
-    _add_general(keys, folder, file_type, counts, name)
+    _add_general(keys, folder, file_type, counts, general)
     _add_model(keys, config)
     keys.add_uint32("diffusion.canvas_length", config.canvas_length)
     for key, value in sampling.items():
@@ -96,24 +104,71 @@ class ParameterCounts:
         return label
 
 
+def _fields() -> dict[str, str]:
+    """The `general.*` keys that a user may set, and the fields of `Metadata` behind them."""
+    fields = {"general.base_models": "base_models", "general.datasets": "datasets"}
+    for field in vars(Metadata()):
+        if hasattr(Names.General, field.upper()) and not field.startswith("sampling_"):
+            fields[getattr(Names.General, field.upper())] = field
+    return fields
+
+
+def read_overrides(path: Path) -> dict[str, Any]:
+    """Fields of `Metadata` from a JSON file with `general.*` keys, as llama.cpp's converter reads.
+
+    ConvertError where it has other keys, or values of other kinds.
+    """
+    values, fields = read_json(path), _fields()
+    if not isinstance(values, dict):
+        raise ConvertError(f"{path}: must be a JSON object")
+    found = {}
+    for key, value in values.items():
+        if key not in fields:
+            known = " ".join(sorted(fields))
+            raise ConvertError(f"{path}: {key!r} cannot be set; expected some of {known}")
+        field = fields[key]
+        if field in ("base_models", "datasets"):
+            expected, fits = (
+                "a list of objects of texts",
+                isinstance(value, list)
+                and all(
+                    isinstance(entry, dict)
+                    and all(isinstance(text, str) for text in entry.values())
+                    for entry in value
+                ),
+            )
+        elif field in ("tags", "languages"):
+            expected, fits = (
+                "a list of texts",
+                isinstance(value, list) and all(isinstance(text, str) for text in value),
+            )
+        else:
+            expected, fits = "a text", isinstance(value, str)
+        if not fits:
+            raise ConvertError(f"{path}: {key} is {str(value)[:80]!r}; expected {expected}")
+        found[field] = value
+    return found
+
+
 def _add_general(
     keys: GGUFWriter,
     folder: Path | None,
     file_type: LlamaFileType,
     counts: ParameterCounts,
-    name: str,
+    general: Mapping[str, Any],
 ) -> None:
     """`general.*`: what the model is, and what its card says of licence and origin."""
     keys.add_type("model")
     # The package logs what it guesses from names; that is not this program's output.
     logging.getLogger("metadata").setLevel(logging.ERROR)
     try:
-        metadata = Metadata.load(None, folder, name, counts.total)
+        metadata = Metadata.load(None, folder, general["name"], counts.total)
     except Exception as error:  # whatever its parsing of a foreign YAML text ends in
         reason = " ".join(str(error).split())[:200]
         raise ConvertError(f"{folder}: the model card cannot be read: {reason}") from error
-    metadata.name = name
     metadata.size_label = counts.size_label
+    for field, value in general.items():
+        setattr(metadata, field, value)
     # Temperatures and top-k of the generation defaults mean something else on a canvas, or nothing.
     for field in vars(metadata):
         if field.startswith("sampling_"):

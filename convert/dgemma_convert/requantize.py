@@ -20,6 +20,7 @@ from . import encode
 from .conversion import Report, file_type, tensor_reports, write
 from .errors import ConvertError, from_os_error
 from .importance import Importance
+from .memory import needed
 from .metadata import ARCHITECTURE, QUANTIZATION_VERSION, Keys, imatrix_keys
 from .policy import Policy, Type, make_policy, row_bytes
 from .sources import Bytes, matrices, n_elements
@@ -106,6 +107,7 @@ def quantize(
         outtype=outtype,
         tensors=tensor_reports(steps),
         n_parameters=sum(n_elements(step.tensor.shape) for step in steps),
+        memory_bytes=needed(keys, sum(info.n_bytes for info in infos)),
         seconds=time.perf_counter() - begin,
         dry_run=dry_run,
     )

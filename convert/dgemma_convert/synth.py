@@ -151,9 +151,9 @@ def synthesize(
     counts = ParameterCounts(
         config.experts, ((tensor.name, tensor.source.shape) for tensor in tensors)
     )
-    name = f"synthetic {preset}"
+    general = {"name": f"synthetic {preset}"}
     vocabulary = synthetic_vocabulary(config.vocab)
-    keys = model_keys(None, config, file_type(policy, steps), counts, name, {}, vocabulary)
+    keys = model_keys(None, config, file_type(policy, steps), counts, general, {}, vocabulary)
     try:
         write(steps, keys, outfile, force, 0, threads, progress)
     except OSError as error:
