@@ -8,7 +8,7 @@ SOURCES := $(shell find native python convert -type f -not -name '*.so' -not -pa
            CMakeLists.txt pyproject.toml
 TINY   := build/tiny-Q4_0.gguf
 
-.PHONY: cuda-all demo test bench fuzz lint sanitize clean
+.PHONY: cuda-all demo test test-interchange bench fuzz lint sanitize clean
 
 demo: $(TINY)
 	@$(BIN)/dgemma generate -m $(TINY) --chat --live --seed 1 -p "What is the capital of France?"
@@ -22,6 +22,11 @@ test: lint $(VENV)/tests-installed
 # The CUDA backend in an emulation of the device: slow, and apart as long as no GPU has confirmed it.
 test-cuda: $(VENV)/tests-installed
 	$(BIN)/python -m pytest -q tests/test_cuda.py
+
+# The same files in llama.cpp, through a package that compiles it: minutes, and apart for that reason.
+test-interchange: $(VENV)/tests-installed
+	$(BIN)/pip install --quiet llama-cpp-python==0.3.36
+	$(BIN)/python -m pytest -q tests/test_interchange.py
 
 # The C tests, and the Python tests of everything that reads untrusted bytes, under AddressSanitizer and UBSan.
 sanitize: $(VENV)/tests-installed
