@@ -21,7 +21,13 @@ from .errors import from_os_error
 from .importance import Importance
 from .lora import Adapter
 from .memory import CONTEXT, needed
-from .metadata import ParameterCounts, checkpoint_keys, imatrix_keys, read_overrides
+from .metadata import (
+    ParameterCounts,
+    checkpoint_keys,
+    folder_name,
+    imatrix_keys,
+    read_overrides,
+)
 from .policy import DEFAULT_MIX, FILE_TYPES, Policy, Type, make_policy
 from .quantized import read_sources
 from .safetensors_file import Checkpoint
@@ -230,14 +236,6 @@ def file_type(policy: Policy, steps: Sequence[encode.Step]) -> LlamaFileType:
         weights[step.tensor.type] += n_elements(step.tensor.shape)
     most = weights.most_common(1)[0][0]
     return FILE_TYPES.get(most, LlamaFileType.GUESSED)
-
-
-def folder_name(src: Path) -> str:
-    """The model's name by its folder; in a download cache the folder's own name is a commit."""
-    folder = src.resolve()
-    if folder.parent.name == "snapshots":
-        return folder.parent.parent.name.split("--")[-1]
-    return folder.name or "model"
 
 
 def target_path(outfile: Path | None, name: str, outtype: str) -> Path:

@@ -65,6 +65,14 @@ def model_keys(
     return keys.kv_data[0]
 
 
+def folder_name(folder: Path) -> str:
+    """The model's name by its folder; in a download cache the folder's own name is a commit."""
+    folder = folder.resolve()
+    if folder.parent.name == "snapshots":
+        return folder.parent.parent.name.split("--")[-1]
+    return folder.name or "model"
+
+
 def imatrix_keys(importance: Importance) -> Keys:
     """What a file says of the importance matrix it was made with; llama.cpp's names."""
     keys = {
@@ -161,18 +169,22 @@ def _add_general(
     keys.add_type("model")
     # The package logs what it guesses from names; that is not this program's output.
     logging.getLogger("metadata").setLevel(logging.ERROR)
-    try:
-        metadata = Metadata.load(None, folder, general["name"], counts.total)
-    except Exception as error:  # whatever its parsing of a foreign YAML text ends in
-        reason = " ".join(str(error).split())[:200]
-        raise ConvertError(f"{folder}: the model card cannot be read: {reason}") from error
+    metadata = Metadata()
+    if folder is not None:
+        try:
+            metadata = Metadata.apply_metadata_heuristic(
+                metadata,
+                Metadata.load_model_card(folder),
+                Metadata.load_hf_parameters(folder),
+                Path(folder_name(folder)),  # what a name says of itself: "…-26B-A4B-it"
+                counts.total,
+            )
+        except Exception as error:  # whatever its parsing of a foreign YAML text ends in
+            reason = " ".join(str(error).split())[:200]
+            raise ConvertError(f"{folder}: the model card cannot be read: {reason}") from error
     metadata.size_label = counts.size_label
     for field, value in general.items():
         setattr(metadata, field, value)
-    # Temperatures and top-k of the generation defaults mean something else on a canvas, or nothing.
-    for field in vars(metadata):
-        if field.startswith("sampling_"):
-            setattr(metadata, field, None)
     metadata.set_gguf_meta_model(keys)
     keys.add_file_type(file_type)
     keys.add_quantization_version(QUANTIZATION_VERSION)
