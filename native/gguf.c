@@ -227,3 +227,22 @@ bool dg_file_find_tensor(const dg_file *file, const char *name, dg_tensor_info *
     if (found != NULL && info != NULL) *info = file->tensors[found->index];
     return found != NULL;
 }
+
+dg_status dg_file_read(const dg_file *file, const char *name, uint64_t first, uint64_t n, void *bytes,
+                       dg_error *error) {
+    const dg_name *found = dg_names_find(file->tensors_by_name, file->n_tensors, name);
+    if (found == NULL) return dg_fail(error, DG_ERROR_ARGUMENT, "%s: has no tensor \"%s\"", dg_file_path(file), name);
+    const dg_tensor_info *info = &file->tensors[found->index];
+    if (first > info->n_bytes || n > info->n_bytes - first)
+        return dg_fail(error, DG_ERROR_ARGUMENT,
+                       "tensor \"%s\" has %" PRIu64 " bytes; bytes %" PRIu64 " to %" PRIu64 " were asked for", name,
+                       info->n_bytes, first, first + n);
+    int64_t index = found->index;
+    const dg_shard *shard = file->shards;
+    while (index >= shard->n_tensors) index -= shard++->n_tensors;
+    if (shard->fd < 0) { /* read into memory when it was opened */
+        memcpy(bytes, (const uint8_t *)info->data + first, (size_t)n);
+        return DG_OK;
+    }
+    return dg_shard_pread(shard, bytes, n, shard->data_offset + shard->tensors[index].offset + first, error);
+}

@@ -1,5 +1,7 @@
-/* GGUF files as the engine uses them: what dgemma.h offers, and besides it keys by type, files without a mapping, and
- * the check that a mapped file is still whole.
+/* GGUF files as the engine uses them: what dgemma.h offers, and besides it keys by type and files without a mapping.
+ *
+ * Touching a page behind the end of a shortened file kills the process (SIGBUS), and a library has no business with
+ * signal handlers; so dg_file_check is asked before every prefill and every denoising step. One system call a shard.
  *
  * Everything here is checked when the file is opened and trusted afterwards. Format: docs/format.md. */
 #ifndef DG_GGUF_H
@@ -11,11 +13,6 @@
  * afterwards matters. Reading takes a while: `progress` (or NULL) hears of it and may cancel (DG_ERROR_CANCELLED). */
 dg_status dg_file_open_with(const char *path, bool use_mmap, dg_progress_callback progress, void *user, dg_file **file,
                             dg_error *error);
-
-/* DG_ERROR_MODEL_FILE where a mapped file's size or time of change is no longer what it was when it was opened.
- * Touching a page behind the end of a shortened file kills the process (SIGBUS), and a library has no business with
- * signal handlers; so ask before every prefill and every denoising step. One system call a shard. */
-dg_status dg_file_check(const dg_file *file, dg_error *error);
 
 /* Begins to read all mapped tensors into memory, in the background, when called for the first time. */
 void dg_file_prefetch(dg_file *file);

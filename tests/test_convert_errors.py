@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import resource
@@ -22,7 +23,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dgemma_convert import ConvertError, cli, conversion, convert, encode
+from dgemma_convert import ConvertError, cli, convert, encode
+from dgemma_convert.metadata import folder_name
 from dgemma_convert.safetensors_file import SafetensorsFile
 from dgemma_convert.writer import TensorInfo, Writer, parse_size
 
@@ -466,6 +468,142 @@ def test_kill_at_any_moment(checkpoint: Callable[[str], Path], out: Path) -> Non
     gguf.GGUFReader(target)
 
 
+# Runs a conversion that kills itself with SIGKILL at the n-th call of a function of `os`.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from dgemma_convert import convert
+name, n, source, target = sys.argv[1], int(sys.argv[2]), *map(Path, sys.argv[3:5])
+original, calls = getattr(os, name), 0
+def counting(*args, **kwargs):
+    global calls
+    calls += 1
+    if calls == n:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*args, **kwargs)
+setattr(os, name, counting)
+convert(source, target, sys.argv[5], force=True, split_max_size=int(sys.argv[6]), progress=False)
+print(calls)
+"""
+
+
+def state(folder: Path) -> dict[str, bytes]:
+    """The content of all files that are not hidden; the hidden ones must not look whole."""
+    for path in folder.glob(".*"):
+        assert path.read_bytes()[:4] in (b"", bytes(4), b"GGUF"), path
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name[0] != "."}
+
+
+@pytest.mark.parametrize("split_max_size", [0, 80_000])
+@pytest.mark.parametrize("name", ["pwrite", "fsync", "replace"])
+def test_kill_at_every_step(
+    checkpoint: Callable[[str], Path], out: Path, name: str, split_max_size: int
+) -> None:
+    """SIGKILL at calls from the first to the last: old or new files whole, and a clean next run."""
+    source, target = checkpoint("small"), out / "model.gguf"
+    arguments = [str(source), str(target), "q8_0", str(split_max_size)]
+
+    def run(n: int) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-c", KILLED, name, str(n), *arguments]
+        return subprocess.run(words, capture_output=True, text=True)
+
+    n_calls = int(run(0).stdout)
+    new = state(out)
+    assert len(new) == 1 if split_max_size == 0 else len(new) > 2
+    old = dict.fromkeys(new, b"GGUF, an older one")
+    moments = sorted({1, 2, n_calls // 2, n_calls - 1, n_calls} & {*range(1, n_calls + 1)})
+    for moment in moments:
+        for path, content in old.items():
+            (out / path).write_bytes(content)
+        assert run(moment).returncode == -signal.SIGKILL
+        found = state(out)
+        # All are old or all are new, or the first shard is missing, so that nothing can be opened.
+        assert found in (old, new) or (len(new) > 1 and min(new) not in found)
+        assert all(content in (old[path], new[path]) for path, content in found.items())
+    print(f"{len(moments)} kills at {n_calls} calls of os.{name}")
+    convert(source, target, "q8_0", force=True, split_max_size=split_max_size, progress=False)
+    assert state(out) == new
+    assert sorted(path.name for path in out.iterdir()) == sorted(new)
+
+
+@pytest.mark.parametrize("name", ["pwrite", "fsync", "replace", "ftruncate", "open"])
+def test_every_call_may_fail(
+    checkpoint: Callable[[str], Path], out: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The n-th call fails as on a full disk, for every n: the old file is all that is left."""
+    source, target = checkpoint("small"), out / "model.gguf"
+    original, calls, fails_at = getattr(os, name), 0, 0
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == fails_at:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(os, name, counting)
+    convert(source, target, "q8_0", progress=False)
+    new, n_calls = target.read_bytes(), calls
+    # The last one is for the folder's entry, when the new file has its name already.
+    is_after_rename = name in ("fsync", "open")
+    for fails_at in range(1, n_calls + 1):
+        calls = 0
+        target.write_bytes(b"precious")
+        with pytest.raises(ConvertError, match="no space left on the device"):
+            convert(source, target, "q8_0", force=True, progress=False)
+        renamed = is_after_rename and fails_at == n_calls
+        assert target.read_bytes() == (new if renamed else b"precious")
+        assert list(out.iterdir()) == [target]
+    print(f"{n_calls} calls of os.{name}")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
+def test_a_disk_that_is_full(checkpoint: Callable[[str], Path], out: Path, tmp_path: Path) -> None:
+    source, whole = checkpoint("small"), tmp_path / "whole.gguf"
+    convert(source, whole, "f32", progress=False)
+    size = whole.stat().st_size * 6 // 5
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(out)]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("this machine does not let us mount a small file system")
+    try:
+        target = out / "model.gguf"
+        convert(source, target, "q8_0", progress=False)
+        old = target.read_bytes()
+        fails(source, out, "no space left on the device", force=True)
+        # Space that seems to be there when the conversion begins, and is gone in the middle.
+        code = (
+            "import shutil, sys\n"
+            "from pathlib import Path\n"
+            "from dgemma_convert import ConvertError, convert\n"
+            "usage = shutil.disk_usage('/')._replace(free=1 << 40)\n"
+            "shutil.disk_usage = lambda path: usage\n"
+            "source, target = map(Path, sys.argv[1:])\n"
+            "try: convert(source, target, 'f32', force=True, progress=False)\n"
+            "except ConvertError as error: sys.exit(f'error: {error}')\n"
+        )
+        words = [sys.executable, "-c", code, str(source), str(target)]
+        result = subprocess.run(words, capture_output=True, text=True)
+        assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+        assert "no space left on the device" in result.stderr
+        assert (target.read_bytes(), list(out.iterdir())) == (old, [target])
+        target.unlink()
+        convert(source, target, "f32", progress=False)
+        assert target.read_bytes() == whole.read_bytes()
+    finally:
+        subprocess.run(["umount", "-l", str(out)], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a read-only file system")
+def test_a_target_that_is_read_only(checkpoint: Callable[[str], Path], out: Path) -> None:
+    mount = ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(out)]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("this machine does not let us mount a read-only file system")
+    try:
+        fails(checkpoint("small"), out, "Read-only file system")
+    finally:
+        subprocess.run(["umount", "-l", str(out)], check=True)
+
+
 def test_two_conversions_to_one_target(out: Path) -> None:
     tensors = [TensorInfo("a", (4,), gguf.GGMLQuantizationType.F32)]
     target = out / "model.gguf"
@@ -557,4 +695,4 @@ def test_command(source: Path, out: Path, capsys: pytest.CaptureFixture[str]) ->
     args = parser.parse_args(["convert", "no such repository", "--remote"])
     with pytest.raises(ConvertError, match="no such repository: downloading failed"):
         args.run(args)
-    assert conversion.folder_name(Path("a/models--org--name/snapshots/0123")) == "name"
+    assert folder_name(Path("a/models--org--name/snapshots/0123")) == "name"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
 import pytest
 
 from dgemma import _native
-from dgemma_convert import ConvertError, convert, quantize
+from dgemma_convert import ConvertError, convert, encode, quantize
 from dgemma_convert.policy import MIXES
 from dgemma_convert.synth import PRESETS, synthesize
 from dgemma_convert.synth_vocabulary import synthetic_vocabulary
@@ -90,6 +92,65 @@ def test_bad_files(gguf_file: Converted, tmp_path: Path) -> None:
     with pytest.raises(ConvertError, match="not a DiffusionGemma model"):
         quantize(tmp_path / "other.gguf", out, "q4_0", progress=False)
     assert not out.exists()
+
+
+def test_input_that_changes(
+    gguf_file: Converted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is cut short while it is read ends the conversion, not the process."""
+    source, out = tmp_path / "source.gguf", tmp_path / "out.gguf"
+    run = encode.run
+
+    def touched(*args: Any) -> None:
+        run(*args)
+        os.utime(source, ns=(1, 1))
+
+    def cut_short(*args: Any) -> None:
+        os.truncate(source, source.stat().st_size // 2)
+        run(*args)
+
+    for change, match in ((touched, "changed while in use"), (cut_short, "became shorter")):
+        source.write_bytes(gguf_file("wide", "f32").read_bytes())
+        with monkeypatch.context() as patch:
+            patch.setattr(encode, "run", change)
+            with pytest.raises(ConvertError, match=match):
+                quantize(source, out, "q4_0", progress=False)
+        assert list(tmp_path.iterdir()) == [source]
+
+
+def test_reading_without_the_mapping(gguf_file: Converted, tmp_path: Path) -> None:
+    quantize(gguf_file("wide", "f32"), tmp_path / "a.gguf", "auto", split_max_size=3_000_000)
+    with _native.File(next(tmp_path.glob("a-00001-of-*.gguf"))) as file:
+        for tensor in file.tensors:
+            n = len(tensor.data)
+            assert np.array_equal(file.read(tensor.name, 0, n), tensor.data)
+            assert np.array_equal(file.read(tensor.name, 1, n - 3), tensor.data[1 : n - 2])
+            assert len(file.read(tensor.name, n, 0)) == 0
+            with pytest.raises(ValueError, match="bytes 1 to"):
+                file.read(tensor.name, 1, n)
+        with pytest.raises(ValueError, match="has no tensor"):
+            file.read("nothing", 0, 1)
+        file.check_unchanged()
+
+
+@pytest.mark.parametrize("damage", ["type", "length"])
+def test_multipliers_of_another_kind(gguf_file: Converted, tmp_path: Path, damage: str) -> None:
+    source = tmp_path / "damaged.gguf"
+    reader = gguf.GGUFReader(gguf_file("wide", "nvfp4"))
+    writer = gguf.GGUFWriter(source, "diffusion-gemma")
+    for tensor in reader.tensors:
+        data = np.array(tensor.data)
+        kind = tensor.tensor_type
+        if tensor.name == "blk.0.attn_q.scale":
+            kind = kind if damage == "length" else gguf.GGMLQuantizationType.F16
+            data = data.repeat(2) if damage == "length" else data.astype(np.float16)
+        writer.add_tensor(tensor.name, data, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ConvertError, match=r"attn_q\.scale: .* expected a float32 multiplier"):
+        quantize(source, tmp_path / "out.gguf", "q8_0", allow_requantize=True, progress=False)
 
 
 def test_a_file_may_replace_itself(gguf_file: Converted, tmp_path: Path) -> None:

@@ -32,8 +32,9 @@ EXACT_TYPES = (Type.F32, Type.F16, Type.BF16)
 
 @dataclass(frozen=True)
 class GGUFSource:
-    """A tensor of an open file."""
+    """A tensor of an open file. It is read and not mapped: see `File.read`."""
 
+    file: _native.File
     tensor: Tensor
     multipliers: NDArray[np.float32] | None
 
@@ -53,11 +54,13 @@ class GGUFSource:
         return self.tensor.shape
 
     def read(self, matrix: int, first: int, n: int) -> Bytes:
-        """Rows [first, first + n) of one matrix, in the mapped file."""
+        """Rows [first, first + n) of one matrix."""
         _, n_rows, n_cols = matrices(self.shape)
         stride = row_bytes(self.type, n_cols)
-        begin = (matrix * n_rows + first) * stride
-        return self.tensor.data[begin : begin + n * stride]
+        try:
+            return self.file.read(self.name, (matrix * n_rows + first) * stride, n * stride)
+        except EngineError as error:
+            raise ConvertError(str(error)) from error
 
 
 def quantize(
@@ -97,7 +100,8 @@ def quantize(
             infos = [info for step in steps for info in step.infos]
             paths = shard_paths(outfile, len(split(infos, split_max_size)))
             if not dry_run:
-                write(steps, keys, outfile, force, split_max_size, threads, progress)
+                checks = [file.check_unchanged]
+                write(steps, keys, outfile, force, split_max_size, threads, progress, checks)
     except EngineError as error:
         raise ConvertError(str(error)) from error
     except OSError as error:
@@ -123,10 +127,15 @@ def _mapped(file: _native.File) -> list[MappedTensor]:
         if tensor.name.endswith(".weight") and not tensor.name.endswith("ffn_down_exps.weight"):
             scale = tensors.get(tensor.name.removesuffix("weight") + "scale")
             if tensor.type.id == Type.NVFP4 and scale is not None:
-                multipliers = np.frombuffer(scale.data, np.float32)
+                if scale.type.id != Type.F32 or scale.shape != matrices(tensor.shape)[:1]:
+                    raise ConvertError(
+                        f"tensor {scale.name}: {scale.type.name} {list(scale.shape)}; expected a "
+                        f"float32 multiplier for each matrix of {tensor.name}"
+                    )
+                multipliers = file.read(scale.name, 0, len(scale.data)).view(np.float32)
                 del tensors[scale.name]
         mapped.append(
-            MappedTensor(tensor.name, kind_of(tensor.name), GGUFSource(tensor, multipliers))
+            MappedTensor(tensor.name, kind_of(tensor.name), GGUFSource(file, tensor, multipliers))
         )
     return [tensor for tensor in mapped if tensor.name in tensors]
 

@@ -2,7 +2,8 @@
 
 A file is written beside its target under a hidden name, and its first four bytes stay zero until
 everything else is on the disk; then it is renamed. Whenever the process dies, the target is what it
-was before, and the hidden file is overwritten by the next run.
+was before, and the hidden file is overwritten by the next run. Of shards, the first is the last to
+be renamed, and without it no program opens the others.
 """
 
 from __future__ import annotations
@@ -185,6 +186,10 @@ class Writer:
                 os.fsync(shard.fd)
                 self._pwrite(shard, memoryview(MAGIC), 0)
                 os.fsync(shard.fd)
+            if len(self._shards) > 1:
+                # Names cannot change all at once: without a first shard, old and new ones that a
+                # kill leaves side by side are no model.
+                self._shards[0].path.unlink(missing_ok=True)
             for shard in reversed(self._shards):
                 os.replace(shard.partial, shard.path)
                 shard.committed = True

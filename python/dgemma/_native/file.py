@@ -8,6 +8,7 @@ from struct import Struct
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from .._dgemma import ffi, lib
 from ..errors import Error
@@ -140,6 +141,22 @@ class File:
         if not lib.dg_file_find_tensor(file, name.encode(), info):
             raise KeyError(name)
         return _tensor(info, type_info(info.type), file)
+
+    def read(self, name: str, first: int, n: int) -> npt.NDArray[np.uint8]:
+        """Bytes [first, first + n) of a tensor's data, read and not mapped.
+
+        A file that is cut short meanwhile raises ModelFileError, where touching mapped data would
+        end the process; and no page stays in this process's memory.
+        """
+        data, error = np.empty(n, np.uint8), ffi.new("dg_error *")
+        pointer = ffi.from_buffer(data)
+        check(lib.dg_file_read(self._open(), name.encode(), first, n, pointer, error), error)
+        return data
+
+    def check_unchanged(self) -> None:
+        """ModelFileError where the file was written to since it was opened."""
+        error = ffi.new("dg_error *")
+        check(lib.dg_file_check(self._open(), error), error)
 
     def close(self) -> None:
         """Lets go of the file; twice is no error."""
