@@ -21,6 +21,11 @@ from engine import open_model, random_tokens
 emulated = pytest.mark.skipif("DGEMMA_TEST_CUDA" in os.environ, reason="steers the emulated device")
 
 
+def thorough(*values: Any) -> Any:
+    """A case that `make test` leaves to `make test-cuda`: emulation is slow."""
+    return pytest.param(*values, marks=pytest.mark.thorough)
+
+
 def canvas_logits(model: Any, name: str, n_prompt: int = 37) -> NDArray[np.float32]:
     """Logits of a canvas, of a second step conditioned on it, and of one after committing it."""
     prompt, canvases = random_tokens(name, n_prompt, n_canvases=1)
@@ -33,7 +38,9 @@ def canvas_logits(model: Any, name: str, n_prompt: int = 37) -> NDArray[np.float
     return np.array([first, second, third])
 
 
-@pytest.mark.parametrize("name", ["small", "odd", "narrow", "long", "wide"])
+@pytest.mark.parametrize(
+    "name", ["small", "odd", thorough("narrow"), thorough("long"), thorough("wide")]
+)
 def test_float_weights_agree_with_the_cpu(
     cuda: Callable[..., Any], gguf_file: Callable[..., Path], name: str
 ) -> None:
@@ -44,7 +51,7 @@ def test_float_weights_agree_with_the_cpu(
     assert np.abs(actual - expected).max() < 2e-4 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("outtype", ["f16", "bf16"])
+@pytest.mark.parametrize("outtype", [thorough("f16"), "bf16"])
 def test_16_bit_weights_agree_with_the_cpu(
     cuda: Callable[..., Any], gguf_file: Callable[..., Path], outtype: str
 ) -> None:
@@ -64,13 +71,19 @@ def median_error(actual: NDArray[np.float32], expected: NDArray[np.float32]) -> 
 @pytest.mark.parametrize(
     ("name", "outtype"),
     [
-        ("small", "q8_0"),
+        thorough("small", "q8_0"),
         ("small", "q4_0"),
-        ("small", "iq4_nl"),
+        thorough("small", "q4_1"),
+        thorough("small", "q5_0"),
+        ("small", "q5_1"),
+        thorough("small", "iq4_nl"),
         ("odd", "nvfp4"),
+        thorough("wide", "q2_k"),
+        thorough("wide", "q3_k_m"),
         ("wide", "q4_k_m"),
-        ("wide", "q5_k_m"),
-        ("wide", "q6_k"),
+        thorough("wide", "q5_k_m"),
+        thorough("wide", "q6_k"),
+        ("wide", "iq4_xs"),
     ],
 )
 def test_quantised_weights_agree_with_the_cpu(
@@ -84,9 +97,33 @@ def test_quantised_weights_agree_with_the_cpu(
     assert (actual.argmax(-1) == expected.argmax(-1)).mean() > 0.9
 
 
+@emulated
+@pytest.mark.parametrize("name", ["odd", thorough("wide")])
+def test_native_fp4_agrees_with_the_cpu(
+    cuda: Callable[..., Any],
+    gguf_file: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    """GPUs that multiply FP4 take activations as two FP4 terms."""
+    path = gguf_file(name, "nvfp4")
+    expected = canvas_logits(open_model(path, n_ctx=256), name, n_prompt=9)
+    int8 = canvas_logits(cuda(path), name, n_prompt=9)
+    monkeypatch.setenv("DGEMMA_EMULATION_FP4", "1")
+    actual = canvas_logits(cuda(path), name, n_prompt=9)
+    assert not np.array_equal(actual, int8)
+    assert median_error(actual, expected) < 0.05
+    assert (actual.argmax(-1) == expected.argmax(-1)).mean() > 0.9
+
+
 @pytest.mark.parametrize(
     ("name", "cache", "tolerance"),
-    [("small", "f16", 4e-3), ("odd", "bf16", 3e-2), ("long", "f16", 4e-3), ("odd", "q8_0", 5e-2)],
+    [
+        thorough("small", "f16", 4e-3),
+        thorough("odd", "bf16", 3e-2),
+        ("long", "f16", 4e-3),
+        ("odd", "q8_0", 5e-2),
+    ],
 )
 def test_narrow_caches_agree_with_a_float32_cache(
     cuda: Callable[..., Any],
@@ -106,8 +143,17 @@ def answer(model: Any) -> tuple[list[int], list[int]]:
     return list(out.tokens), list(out.stats.steps)
 
 
-@pytest.mark.parametrize("order", ["forward", "backward", "7"])
-@pytest.mark.parametrize("name", ["small", "odd"])
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [
+        ("small", "backward"),
+        ("odd", "7"),
+        thorough("small", "forward"),
+        thorough("small", "7"),
+        thorough("odd", "forward"),
+        thorough("odd", "backward"),
+    ],
+)
 def test_same_seed_gives_the_cpus_text(
     cuda: Callable[..., Any],
     gguf_file: Callable[..., Path],
@@ -163,11 +209,3 @@ def test_without_the_library_the_reason_is_given(
     monkeypatch.setenv("DGEMMA_CUDA_LIBRARY", "/nowhere/libdgemma_cuda.so")
     with pytest.raises(dgemma.BackendError, match="cannot be loaded"):
         open_model(gguf_file("small"), backend="cuda")
-
-
-def test_types_without_kernels_are_refused(
-    cuda: Callable[..., Any], gguf_file: Callable[..., Path]
-) -> None:
-    path = gguf_file("wide", "q2_k")
-    with pytest.raises(dgemma.BackendError, match="does not run tensor type"):
-        cuda(path)

@@ -140,12 +140,12 @@ void download(dg_backend *b, void *host_data, const void *memory, uint64_t n_byt
 
 /* ---- Layers --------------------------------------------------------------------------------------------------- */
 
-bool is_integer(const dg_weight &w) { return packed_shape(w.type, w.n_rows, w.n_cols).integer; }
+ActivationKind activations_of(const dg_weight &w) { return packed_shape(w.type, w.n_rows, w.n_cols).activations; }
 
 /* Activations of rms(x) · norm in the kinds that the weights need. */
 PrepareTarget target_for(const Activations &x, const float *norm, const dg_weight *const *weights, int n_weights) {
-    PrepareTarget t = {norm, 1.0f, false, false, x};
-    for (int i = 0; i < n_weights; i++) (is_integer(*weights[i]) ? t.integer : t.floats) = true;
+    PrepareTarget t = {norm, 1.0f, {false, false, false}, x};
+    for (int i = 0; i < n_weights; i++) t.wanted[activations_of(*weights[i])] = true;
     return t;
 }
 
@@ -169,7 +169,8 @@ void mlp(dg_backend *b, const dg_mlp *m, const float *x, int32_t n, float *out) 
     const dg_weight *gate_up[] = {&m->gate, &m->up}, *down[] = {&m->down};
     PrepareTarget target = target_for(b->scratch.x, m->norm, gate_up, 2);
     prepare_rows(b->queue, x, n, b->model->n_embd, true, b->model->rms_eps, &target, 1);
-    prepare_gated(b->queue, product(b, gate_up, 2, b->scratch.x, n), (int)m->gate.n_rows, is_integer(m->down), b->scratch.x);
+    prepare_gated(b->queue, product(b, gate_up, 2, b->scratch.x, n), (int)m->gate.n_rows, activations_of(m->down),
+                  b->scratch.x);
     sum_partials(b->queue, product(b, down, 1, b->scratch.x, n), out);
     note_failure(b, "mlp");
 }
@@ -357,6 +358,7 @@ dg_status finish(dg_backend *b, dg_error *error) {
     if (b->recording.active()) b->recording.abandon(b->queue.stream); /* cancelled in the middle of a step */
     keep_failure(b, cudaStreamSynchronize(b->queue.stream), "a kernel");
     note_failure(b, "a kernel");
+    collect_launch_times();
     dg_status status = b->status;
     b->status = DG_OK;
     const int32_t n = b->n_results, stride = b->model->canvas_length;

@@ -47,7 +47,7 @@ void matmul(const Queue &queue, const dg_weight *const *weights, int n_weights, 
 struct PrepareTarget {
     const float *weight; /* (n_cols) of the norm, or NULL */
     float gain;          /* further factor of all */
-    bool integer, floats; /* which activations to write */
+    bool wanted[3];      /* by ActivationKind: which to write */
     Activations x;
 };
 
@@ -56,7 +56,7 @@ void prepare_rows(const Queue &queue, const float *x, int n, int n_cols, bool no
                   const PrepareTarget *targets, int n_targets);
 
 /* Writes gelu_tanh(gate) · up as activations; `gate_up` (n, 2·n_ff). */
-void prepare_gated(const Queue &queue, const Partials &gate_up, int n_ff, bool integer, const Activations &x);
+void prepare_gated(const Queue &queue, const Partials &gate_up, int n_ff, ActivationKind kind, const Activations &x);
 
 struct QkvTarget {
     const dg_layer *layer;

@@ -12,10 +12,10 @@ namespace {
 
 /* ---- The pass over the vocabulary ----------------------------------------------------------------------------- */
 
-template <class F> __global__ void __launch_bounds__(DenseProduct<F>::kThreads) statistics_kernel(HeadParams p) {
+template <class F> __global__ void __launch_bounds__(DenseProduct<F>::kThreads, 3) statistics_kernel(HeadParams p) {
     using P = DenseProduct<F>;
     static_assert(P::kBlockRowTiles * kTileRows == kVocabularyTile, "");
-    const int tile = (int)blockIdx.x, token0 = (int)blockIdx.y * P::kBlockTokens;
+    const int tile = (int)blockIdx.y, token0 = (int)blockIdx.x * P::kBlockTokens;
     const int n_tokens = min(p.n - token0, P::kBlockTokens);
     typename P::Accumulators z;
     head_logits<P>(z, p, tile * P::kBlockRowTiles, n_tokens, [&](int j) { return token0 + j; });
@@ -67,7 +67,7 @@ template <class F> __global__ void __launch_bounds__(DenseProduct<F>::kThreads) 
         }
     __syncthreads();
     if (P::row_warp() == 1 || lane >= 4) return;
-    const int64_t n_tiles = gridDim.x;
+    const int64_t n_tiles = gridDim.y;
 #pragma unroll
     for (int n = 0; n < 8; n++)
 #pragma unroll
@@ -214,7 +214,7 @@ template <class F> __device__ float *look(const HeadParams &p, int token, int ti
 }
 
 /* A block for each position: the first token of its tile at which the running sum exceeds the remainder. */
-template <class F> __global__ void __launch_bounds__(LookProduct<F>::kThreads) candidate_kernel(HeadParams p) {
+template <class F> __global__ void __launch_bounds__(LookProduct<F>::kThreads, 8) candidate_kernel(HeadParams p) {
     const int token = (int)blockIdx.x;
     const int tile = p.scratch.rows[token].tile;
     const float *weights = look<F>(p, token, tile);
@@ -232,7 +232,7 @@ template <class F> __global__ void __launch_bounds__(LookProduct<F>::kThreads) c
 }
 
 /* A block for each position and look. */
-template <class F> __global__ void __launch_bounds__(LookProduct<F>::kThreads) look_kernel(HeadParams p) {
+template <class F> __global__ void __launch_bounds__(LookProduct<F>::kThreads, 8) look_kernel(HeadParams p) {
     const int token = (int)blockIdx.x, i = (int)blockIdx.y;
     const HeadRow &row = p.scratch.rows[token];
     if (i >= row.n_looks) return;
@@ -263,8 +263,7 @@ template <class F> __global__ void __launch_bounds__(kGatherThreads) gather_kern
                 if (w[0] < least && w[1] < least) continue;
                 const int row_tile = row.looks[i] * (kVocabularyTile / kTileRows) + r / 16;
                 if (row_tile >= p.row_tiles) continue;
-                const char *tile = p.tiles + (uint64_t)row_tile * p.row_tile_bytes + (int64_t)k_tile * F::kTileBytes;
-                F::for_each_value(tile, r % 8 * 4 + t,
+                for_each_value<F>(p.tiles + (uint64_t)row_tile * p.row_tile_bytes, k_tile, r % 8 * 4 + t,
                                   [&](int half, int slot, float value) { acc[slot] += w[half] * value; });
             }
 #pragma unroll
@@ -278,15 +277,15 @@ template <class F> __global__ void __launch_bounds__(kGatherThreads) gather_kern
 /* ---- Logits for a caller -------------------------------------------------------------------------------------- */
 
 template <class F>
-__global__ void __launch_bounds__(DenseProduct<F>::kThreads) logits_kernel(HeadParams p, int first_tile, float *out) {
+__global__ void __launch_bounds__(DenseProduct<F>::kThreads, 3) logits_kernel(HeadParams p, int first_tile, float *out) {
     using P = DenseProduct<F>;
-    const int tile = first_tile + (int)blockIdx.x, token0 = (int)blockIdx.y * P::kBlockTokens;
+    const int tile = first_tile + (int)blockIdx.y, token0 = (int)blockIdx.x * P::kBlockTokens;
     const int n_tokens = min(p.n - token0, P::kBlockTokens);
     typename P::Accumulators z;
     head_logits<P>(z, p, tile * P::kBlockRowTiles, n_tokens, [&](int j) { return token0 + j; });
     P::for_each(z, [&](int row, int token, float value) {
         if (token < n_tokens)
-            out[(int64_t)(token0 + token) * kLogitsChunk + (int)blockIdx.x * kVocabularyTile + row] = value;
+            out[(int64_t)(token0 + token) * kLogitsChunk + (int)blockIdx.y * kVocabularyTile + row] = value;
     });
 }
 
@@ -299,7 +298,7 @@ void sample_head(const Queue &queue, const HeadTask &task) {
     cudaMemsetAsync(task.scratch.any_dense, 0, (size_t)ceil_div(task.n, kSoftTokens) * sizeof(int32_t), queue.stream);
     with_format(task.model->token_embd.type, [&](auto format) {
         using F = decltype(format);
-        dim3 grid((unsigned)n_tiles, (unsigned)ceil_div(task.n, DenseProduct<F>::kBlockTokens));
+        dim3 grid((unsigned)ceil_div(task.n, DenseProduct<F>::kBlockTokens), (unsigned)n_tiles);
         launch(statistics_kernel<F>, grid, dim3(DenseProduct<F>::kThreads), DenseProduct<F>::kSharedBytes,
                queue.stream, p);
         size_t bytes = kDrawThreads * (2 * sizeof(double) + sizeof(int) + sizeof(float)) +
@@ -324,7 +323,7 @@ void chunk_logits(const Queue &queue, const HeadTask &task, int64_t first, int c
     p.temperature = nullptr;
     with_format(task.model->token_embd.type, [&](auto format) {
         using P = DenseProduct<decltype(format)>;
-        dim3 grid((unsigned)ceil_div(count, kVocabularyTile), (unsigned)ceil_div(task.n, P::kBlockTokens));
+        dim3 grid((unsigned)ceil_div(task.n, P::kBlockTokens), (unsigned)ceil_div(count, kVocabularyTile));
         launch(logits_kernel<decltype(format)>, grid, dim3(P::kThreads), P::kSharedBytes, queue.stream, p,
                (int)(first / kVocabularyTile), (float *)task.scratch.chunk);
     });

@@ -36,8 +36,9 @@ static __device__ __forceinline__ void head_logits(typename P::Accumulators &z, 
         row_of);
     const float scale = p.scale != nullptr ? *p.scale : 1.0f;
     const float temperature = p.temperature != nullptr ? *p.temperature : 1.0f;
-    P::for_each(z, [&](int row, int, float &value) {
-        value = row_tile0 * kTileRows + row < p.n_vocab ? capped(value * scale, p.softcap) / temperature : -INFINITY;
+    P::for_each(z, [&](int row, int token, float &value) {
+        const float factor = token < n_tokens ? scale * P::multiplier(p.x, row_of(token)) : 0.0f;
+        value = row_tile0 * kTileRows + row < p.n_vocab ? capped(value * factor, p.softcap) / temperature : -INFINITY;
     });
 }
 

@@ -8,14 +8,32 @@
 #include <cuda_runtime.h>
 #include <stdint.h>
 
+/* A library that measures its launches (timing.cuh) makes them one by one, and sums them up after each step. */
+#ifdef DGEMMA_CUDA_TIMING
+constexpr bool kMeasuresLaunches = true;
+#else
+constexpr bool kMeasuresLaunches = false;
+#endif
+static inline void collect_launch_times();
+
 #if defined(DGEMMA_CUDA_EMULATION)
 #include "emulated_intrinsics.h"
+static inline void collect_launch_times() {}
 #else
 
 #include <cuda_fp16.h>
 
+#ifdef DGEMMA_CUDA_TIMING
+#include "timing.cuh"
+#endif
+
 static __device__ __forceinline__ float half_to_float(uint16_t h) { return __half2float(__ushort_as_half(h)); }
 static __device__ __forceinline__ uint16_t float_to_half(float x) { return __half_as_ushort(__float2half_rn(x)); }
+
+/* Part of a tile, in shared or global memory. The emulation counts bank conflicts here. */
+template <class T> static __device__ __forceinline__ T tile_load(const void *from) {
+    return *reinterpret_cast<const T *>(from);
+}
 
 /* ---- Asynchronous copies from global to shared memory; zeros where not `valid` ------------------------------- */
 
@@ -58,6 +76,27 @@ static __device__ __forceinline__ void mma_tf32_k8(float (&c)[4], const uint32_t
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+/* c (16, 8) += a (16, 64) b (64, 8) of E2M1, each 16 columns of a row of either times an E4M3 scale. `scale_a`: the four
+ * scales of row g from even lanes and of row g + 8 from odd ones; `scale_b`: those of column g. Only the instruction sets
+ * of sm_120a and sm_121a have it; elsewhere nothing may call it. */
+#if defined(__CUDA_ARCH_FEAT_SM120_ALL) || defined(__CUDA_ARCH_FEAT_SM121_ALL)
+constexpr bool kHasFp4Mma = true;
+#else
+constexpr bool kHasFp4Mma = false;
+#endif
+static __device__ __forceinline__ void mma_fp4_k64(float (&c)[4], const uint32_t *a, uint32_t scale_a, const uint32_t *b,
+                                                   uint32_t scale_b) {
+#if defined(__CUDA_ARCH_FEAT_SM120_ALL) || defined(__CUDA_ARCH_FEAT_SM121_ALL)
+    /* The zeros choose byte 0 onward of the scales of the first pair of lanes (a) and the first lane (b) of each four. */
+    asm("mma.sync.aligned.kind::mxf4nvf4.block_scale.scale_vec::4X.m16n8k64.row.col.f32.e2m1.e2m1.f32.ue4m3 "
+        "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3}, {%10}, {%12,%12}, {%11}, {%12,%12};\n"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(scale_a), "r"(scale_b), "h"((uint16_t)0));
+#else
+    __trap();
+#endif
+}
+
 /* ---- Four 8×8 matrices of 16-bit elements from shared memory: lane 8·i + j gives row j of matrix i ------------- */
 
 static __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void *row) {
@@ -73,6 +112,12 @@ static __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const
                  : "memory");
 }
 
+#ifdef DGEMMA_CUDA_TIMING
+static inline void collect_launch_times() { LaunchTimes::get().collect(); }
+#else
+static inline void collect_launch_times() {}
+#endif
+
 /* ---- Launching ------------------------------------------------------------------------------------------------ */
 
 /* All shared memory is dynamic and comes from here, so that the emulation can poison and guard it. */
@@ -87,7 +132,11 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_
             Arguments... arguments) {
     if (shared_bytes > 48 * 1024)
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes);
+#ifdef DGEMMA_CUDA_TIMING
+    LaunchTimes::get().measure(kernel, stream, [&] { kernel<<<grid, block, shared_bytes, stream>>>(arguments...); });
+#else
     kernel<<<grid, block, shared_bytes, stream>>>(arguments...);
+#endif
 }
 
 #endif

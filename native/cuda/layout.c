@@ -14,19 +14,10 @@ static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 bool dg_cuda_tile_of(int32_t type, dg_cuda_tile *tile) {
     switch (type) {
-    case DG_TYPE_Q4_0:
-    case DG_TYPE_IQ4_NL:
-    case DG_TYPE_NVFP4: *tile = (dg_cuda_tile){kIntegerTileCols, kNibbleTileBytes}; return true;
-    case DG_TYPE_Q4_1:
-    case DG_TYPE_Q4_K: *tile = (dg_cuda_tile){kIntegerTileCols, kNibbleMinTileBytes}; return true;
-    case DG_TYPE_Q5_0:
-    case DG_TYPE_Q5_1:
-    case DG_TYPE_Q5_K: *tile = (dg_cuda_tile){kIntegerTileCols, kFiveMinTileBytes}; return true;
-    case DG_TYPE_Q6_K: *tile = (dg_cuda_tile){kIntegerTileCols, kSixTileBytes}; return true;
-    case DG_TYPE_Q8_0: *tile = (dg_cuda_tile){kIntegerTileCols, kByteTileBytes}; return true;
-    case DG_TYPE_F16:
-    case DG_TYPE_BF16: *tile = (dg_cuda_tile){kFloatTileCols, kHalfTileBytes}; return true;
-    case DG_TYPE_F32: *tile = (dg_cuda_tile){kFloatTileCols, kFloatTileBytes}; return true;
+#define CASE(number, Format, columns, tile_bytes, header)                                                              \
+    case number: *tile = (dg_cuda_tile){columns, tile_bytes, header}; return true;
+        DG_CUDA_FORMATS(CASE)
+#undef CASE
     default: return false;
     }
 }
@@ -34,7 +25,8 @@ bool dg_cuda_tile_of(int32_t type, dg_cuda_tile *tile) {
 uint64_t dg_cuda_matrix_bytes(int32_t type, int64_t n_rows, int64_t n_cols) {
     dg_cuda_tile tile;
     if (!dg_cuda_tile_of(type, &tile)) return 0;
-    return (uint64_t)(ceil_div(n_rows, kTileRows) * ceil_div(n_cols, tile.n_cols)) * (uint64_t)tile.bytes;
+    const int64_t tiles = ceil_div(n_cols, tile.n_cols);
+    return (uint64_t)(ceil_div(n_rows, kTileRows) * (tiles * tile.bytes + ceil_div(tiles, 4) * tile.header_bytes));
 }
 
 static void add(dg_cuda_weights *plan, dg_cuda_item item) {
@@ -154,6 +146,9 @@ static Activations carve_activations(carving *c, int64_t n_rows, int64_t n_cols)
     x.scales = carve_floats(c, n_rows * k_tiles * 2);
     x.sums = carve_floats(c, n_rows * k_tiles * 2);
     x.values = carve_floats(c, n_rows * n_cols);
+    x.terms = carve(c, n_rows * k_tiles * 64, 1);
+    x.term_scales = carve(c, n_rows * k_tiles * 2, sizeof(uint32_t));
+    x.term_multipliers = carve_floats(c, n_rows);
     return x;
 }
 

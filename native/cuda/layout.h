@@ -16,32 +16,46 @@ typedef struct float4 { float x, y, z, w; } float4; /* CUDA's */
 
 #include "backend.h"
 
-DG_CONSTANT(kTileRows, 16); /* of a tile of weights; its columns and bytes by format (formats.cuh): */
-DG_CONSTANT(kIntegerTileCols, 64);
-DG_CONSTANT(kFloatTileCols, 16);
-DG_CONSTANT(kNibbleTileBytes, 576); /* q4_0, iq4_nl, nvfp4 */
-DG_CONSTANT(kNibbleMinTileBytes, 640);
-DG_CONSTANT(kFiveMinTileBytes, 768);
-DG_CONSTANT(kSixTileBytes, 896);
-DG_CONSTANT(kByteTileBytes, 1088);
-DG_CONSTANT(kHalfTileBytes, 512);
-DG_CONSTANT(kFloatTileBytes, 1024);
+DG_CONSTANT(kTileRows, 16); /* of a tile of weights */
 DG_CONSTANT(kProductRows, 64); /* of a block of a dense product: matmul.cuh */
 DG_CONSTANT(kProductTokens, 128);
 DG_CONSTANT(kAttentionPartials, 2);  /* shares of the keys, of whose results all rows' fit into the scratch */
 DG_CONSTANT(kWorkTokens, 32);        /* of a block of an expert's product */
 DG_CONSTANT(kMaxLooks, 32);          /* vocabulary tiles that a narrow distribution may lie in */
 DG_CONSTANT(kVocabularyTile, 64);    /* tokens */
-DG_CONSTANT(kVocabularyChunk, 16384); /* tokens that the dense soft embedding takes at a time */
+DG_CONSTANT(kVocabularyChunk, 65536); /* tokens that the dense soft embedding takes at a time */
 DG_CONSTANT(kSoftSplits, 3);
 DG_CONSTANT(kSoftTokens, 128); /* of a block of the dense soft embedding */
 
 /* ---- Weights -------------------------------------------------------------------------------------------------- */
 
+/* What stands in dg_weight.type for NVFP4 that lies in device memory as the matrix units of sm_120 and sm_121 read it. */
+#define DG_CUDA_TYPE_FP4 (1 << 16 | DG_TYPE_NVFP4)
+
+/* X(type, its format in formats.cuh, columns and bytes of a tile, bytes of the header of each four tiles) */
+#define DG_CUDA_FORMATS(X)                                                                                             \
+    X(DG_TYPE_Q4_0, FormatQ4_0, 64, 576, 0)                                                                            \
+    X(DG_TYPE_Q4_1, FormatQ4_1, 64, 640, 0)                                                                            \
+    X(DG_TYPE_Q5_0, FormatQ5_0, 64, 704, 0)                                                                            \
+    X(DG_TYPE_Q5_1, FormatQ5_1, 64, 768, 0)                                                                            \
+    X(DG_TYPE_Q8_0, FormatQ8_0, 64, 1088, 0)                                                                           \
+    X(DG_TYPE_Q2_K, FormatQ2K, 64, 320, 64)                                                                            \
+    X(DG_TYPE_Q3_K, FormatQ3K, 64, 448, 32)                                                                            \
+    X(DG_TYPE_Q4_K, FormatQ4K, 64, 576, 64)                                                                            \
+    X(DG_TYPE_Q5_K, FormatQ5K, 64, 704, 64)                                                                            \
+    X(DG_TYPE_Q6_K, FormatQ6K, 64, 832, 32)                                                                            \
+    X(DG_TYPE_IQ4_NL, FormatIq4Nl, 64, 576, 0)                                                                         \
+    X(DG_TYPE_IQ4_XS, FormatIq4Xs, 64, 544, 32)                                                                        \
+    X(DG_TYPE_NVFP4, FormatNvfp4, 64, 576, 0)                                                                          \
+    X(DG_CUDA_TYPE_FP4, FormatFp4, 64, 576, 0)                                                                         \
+    X(DG_TYPE_F16, FormatF16, 16, 512, 0)                                                                              \
+    X(DG_TYPE_BF16, FormatBf16, 16, 512, 0)                                                                            \
+    X(DG_TYPE_F32, FormatF32, 16, 1024, 0)
+
 /* A tile of formats.cuh: kTileRows × n_cols values. */
 typedef struct dg_cuda_tile {
     int32_t n_cols;
-    int32_t bytes;
+    int32_t bytes, header_bytes;
 } dg_cuda_tile;
 
 /* How weights of `type` are stored; false where there are no kernels for them. */
@@ -80,12 +94,15 @@ uint64_t dg_cuda_weight_bytes(dg_model *model);
 
 /* ---- Scratch of a session ------------------------------------------------------------------------------------- */
 
-/* Rows of activations as the products read them, for one kind of weights or the other: formats.cuh. */
+/* Rows of activations as the products read them, for one kind of weights or another: formats.cuh. */
 typedef struct Activations {
-    int8_t *codes; /* (n, k_tiles, 64) */
-    float *scales; /* (n, k_tiles, 2) */
-    float *sums;   /* (n, k_tiles, 2) scale · Σ codes: what a weight's minimum is multiplied by */
-    float *values; /* (n, k_tiles, 16) */
+    int8_t *codes;  /* (n, k_tiles, 2, 32) */
+    float *scales;  /* (n, k_tiles, 2) */
+    float *sums;    /* (n, k_tiles, 2) scale · Σ codes: what a weight's minimum is multiplied by */
+    float *values;  /* (n, k_tiles, 16) */
+    uint8_t *terms; /* (n, k_tiles, 2, 32) */
+    uint32_t *term_scales;   /* (n, k_tiles, 2) */
+    float *term_multipliers; /* (n) what a row's products are to be multiplied by */
 } Activations;
 
 typedef struct MoeScratch {

@@ -28,10 +28,10 @@ struct MatmulParams {
 template <class F> __global__ void __launch_bounds__(DenseProduct<F>::kThreads) matmul_kernel(MatmulParams p) {
     using P = DenseProduct<F>;
     int part = 0;
-    while (part + 1 < p.n_parts && (int)blockIdx.x >= p.parts[part + 1].first_block) part++;
+    while (part + 1 < p.n_parts && (int)blockIdx.y >= p.parts[part + 1].first_block) part++;
     const MatmulPart &w = p.parts[part];
-    const int row_tile0 = ((int)blockIdx.x - w.first_block) * P::kBlockRowTiles;
-    const int token0 = (int)blockIdx.y * P::kBlockTokens;
+    const int row_tile0 = ((int)blockIdx.y - w.first_block) * P::kBlockRowTiles;
+    const int token0 = (int)blockIdx.x * P::kBlockTokens;
     const int n_tokens = min(p.n - token0, P::kBlockTokens);
     const int first = (int)blockIdx.z * p.tiles_per_split;
     const int last = min(first + p.tiles_per_split, (int)p.k_tiles);
@@ -48,7 +48,7 @@ template <class F> __global__ void __launch_bounds__(DenseProduct<F>::kThreads) 
     float *out = p.out + ((int64_t)blockIdx.z * p.n + token0) * p.out_columns + w.out_column + row_tile0 * kTileRows;
     P::for_each(acc, [&](int row, int token, float value) {
         if (token < n_tokens && row_tile0 * kTileRows + row < w.n_rows)
-            out[(int64_t)token * p.out_columns + row] = value * scale;
+            out[(int64_t)token * p.out_columns + row] = value * scale * P::multiplier(p.x, token0 + token);
     });
 }
 
@@ -107,7 +107,8 @@ void matmul(const Queue &queue, const dg_weight *const *weights, int n_weights, 
             using F = decltype(format);
             using P = DenseProduct<F>;
             static_assert(P::kBlockRowTiles * kTileRows == kProductRows && P::kBlockTokens == kProductTokens, "");
-            dim3 grid((unsigned)n_blocks, (unsigned)ceil_div(n, kProductTokens), (unsigned)splits);
+            /* Blocks that share weights follow each other, so that memory is read once. */
+            dim3 grid((unsigned)ceil_div(n, kProductTokens), (unsigned)n_blocks, (unsigned)splits);
             launch(matmul_kernel<F>, grid, dim3(P::kThreads), P::kSharedBytes, queue.stream, p);
         });
     }

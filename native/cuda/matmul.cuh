@@ -12,12 +12,15 @@ template <class F, int kRowTiles, int kTokenTiles, int kRowWarps, int kTokenWarp
     static constexpr int kBlockRowTiles = kRowTiles * kRowWarps;
     static constexpr int kBlockTokens = 8 * kTokenTiles * kTokenWarps;
 
-    /* One stage of shared memory: weights (kBlockRowTiles, tile), chunks (kBlockTokens, 64 bytes), scales and sums
-     * (kBlockTokens, 2). Behind all stages: the addresses of the rows of tiles, and the tokens' rows of activations. */
-    static constexpr int kChunkOffset = kBlockRowTiles * F::kTileBytes;
+    /* One stage of shared memory: weights (kBlockRowTiles, tile and header), chunks (2 blocks, kBlockTokens, 32 bytes),
+     * scales and sums (kBlockTokens, 2). Behind all stages: the addresses of the rows of tiles, and the tokens' rows of
+     * activations. */
+    static constexpr bool kHasScales = F::kActivations != kFloats;
+    static constexpr int kWeightBytes = F::kTileBytes + F::kHeaderBytes;
+    static constexpr int kChunkOffset = kBlockRowTiles * kWeightBytes;
     static constexpr int kScaleOffset = kChunkOffset + kBlockTokens * 64;
-    static constexpr int kSumOffset = kScaleOffset + (F::kInteger ? kBlockTokens * 8 : 0);
-    static constexpr int kStageBytes = kSumOffset + (F::kHasMinimum ? kBlockTokens * 8 : 0);
+    static constexpr int kSumOffset = kScaleOffset + (kHasScales ? kBlockTokens * 8 : 0);
+    static constexpr int kStageBytes = kSumOffset + (F::kNeedsSums ? kBlockTokens * 8 : 0);
     static constexpr int kTilesOffset = kStages * kStageBytes;
     static constexpr int kRowsOffset = kTilesOffset + kBlockRowTiles * 8;
     static constexpr int kSharedBytes = kRowsOffset + kBlockTokens * 4;
@@ -32,26 +35,33 @@ template <class F, int kRowTiles, int kTokenTiles, int kRowWarps, int kTokenWarp
         const char *const *tiles = reinterpret_cast<const char *const *>(shared + kTilesOffset);
         const int *rows = reinterpret_cast<const int *>(shared + kRowsOffset);
         char *to = shared + stage * kStageBytes;
-        const char *chunks = F::kInteger ? reinterpret_cast<const char *>(x.codes)
-                                         : reinterpret_cast<const char *>(x.values);
-        constexpr int kPieces = F::kTileBytes / 16;
+        const char *chunks = reinterpret_cast<const char *>(F::kActivations == kInt8       ? (const void *)x.codes
+                                                            : F::kActivations == kFp4Terms ? (const void *)x.terms
+                                                                                           : (const void *)x.values);
+        constexpr int kTilePieces = F::kTileBytes / 16, kPieces = kWeightBytes / 16;
         for (int i = (int)threadIdx.x; i < kBlockRowTiles * kPieces; i += kThreads) {
             const char *tile = tiles[i / kPieces];
-            const char *from = tile != nullptr ? tile + (int64_t)k_tile * F::kTileBytes + i % kPieces * 16 : chunks;
-            cp_async_16(to + i * 16, from, tile != nullptr);
+            const int piece = i % kPieces;
+            const int64_t offset = piece < kTilePieces ? tile_offset<F>(k_tile) + piece * 16
+                                                       : header_offset<F>(k_tile) + (piece - kTilePieces) * 16;
+            cp_async_16(to + i * 16, tile != nullptr ? tile + offset : chunks, tile != nullptr);
         }
         for (int i = (int)threadIdx.x; i < n_tokens * 4; i += kThreads) {
-            int64_t row = rows[i / 4];
-            const char *from = chunks + ((row < 0 ? 0 : row) * k_tiles + k_tile) * 64 + i % 4 * 16;
-            cp_async_16(to + kChunkOffset + i * 16, from, row >= 0);
+            const int token = i / 4, piece = i % 4;
+            const int64_t row = rows[token];
+            const char *from = chunks + ((row < 0 ? 0 : row) * k_tiles + k_tile) * 64 + piece * 16;
+            cp_async_16(to + kChunkOffset + (piece / 2 * kBlockTokens + token) * 32 + piece % 2 * 16, from, row >= 0);
         }
-        if constexpr (F::kInteger)
+        if constexpr (kHasScales) {
+            const char *scales = reinterpret_cast<const char *>(F::kActivations == kInt8 ? (const void *)x.scales
+                                                                                         : (const void *)x.term_scales);
             for (int i = (int)threadIdx.x; i < n_tokens; i += kThreads) {
-                int64_t row = rows[i];
-                int64_t from = ((row < 0 ? 0 : row) * k_tiles + k_tile) * 2;
-                cp_async_8(to + kScaleOffset + i * 8, x.scales + from, row >= 0);
-                if constexpr (F::kHasMinimum) cp_async_8(to + kSumOffset + i * 8, x.sums + from, row >= 0);
+                const int64_t row = rows[i], from = ((row < 0 ? 0 : row) * k_tiles + k_tile) * 8;
+                cp_async_8(to + kScaleOffset + i * 8, scales + from, row >= 0);
+                if constexpr (F::kNeedsSums)
+                    cp_async_8(to + kSumOffset + i * 8, reinterpret_cast<const char *>(x.sums) + from, row >= 0);
             }
+        }
     }
 
     /* acc = weights · activations over columns of tiles [first, last).
@@ -92,24 +102,36 @@ template <class F, int kRowTiles, int kTokenTiles, int kRowWarps, int kTokenWarp
             cp_async_commit();
 
             const char *stage = shared + (k - first) % kStages * kStageBytes;
-            typename F::Fragment weights[kRowTiles];
+            typename F::Raw raw[kRowTiles];
 #pragma unroll
-            for (int m = 0; m < kRowTiles; m++)
-                F::load(weights[m], stage + (row_warp() * kRowTiles + m) * F::kTileBytes, lane);
+            for (int m = 0; m < kRowTiles; m++) {
+                const char *tile = stage + (row_warp() * kRowTiles + m) * kWeightBytes;
+                F::load(raw[m], tile, tile + F::kTileBytes, lane);
+            }
 #pragma unroll
-            for (int n = 0; n < kTokenTiles; n++) {
-                int token = first_token + n * 8;
-                if (token >= n_tokens) continue;
-                typename F::Tokens tokens;
-                F::load(tokens, stage + kChunkOffset + token * 64,
-                        reinterpret_cast<const float *>(stage + kScaleOffset) + token * 2,
-                        reinterpret_cast<const float *>(stage + kSumOffset) + token * 2, lane);
+            for (int block = 0; block < 2; block++) {
+                typename F::Weights weights[kRowTiles];
 #pragma unroll
-                for (int m = 0; m < kRowTiles; m++) F::multiply(acc[m][n], weights[m], tokens);
+                for (int m = 0; m < kRowTiles; m++) F::decode(weights[m], raw[m], block);
+#pragma unroll
+                for (int n = 0; n < kTokenTiles; n++) {
+                    const int token = first_token + n * 8;
+                    if (token >= n_tokens) continue;
+                    typename F::Tokens tokens;
+                    F::load(tokens, stage + kChunkOffset + (block * kBlockTokens + token) * 32,
+                            stage + kScaleOffset + token * 8, stage + kSumOffset + token * 8, block, lane);
+#pragma unroll
+                    for (int m = 0; m < kRowTiles; m++) F::multiply(acc[m][n], weights[m], tokens);
+                }
             }
         }
         cp_async_wait<0>();
         __syncthreads();
+    }
+
+    /* What the sums of a row of activations are to be multiplied by. */
+    static __device__ __forceinline__ float multiplier(const Activations &x, int64_t row) {
+        return F::kActivations == kFp4Terms ? x.term_multipliers[row] : 1.0f;
     }
 
     /* Calls fn(row of the block, token of the block, accumulator) for all that this thread holds. */

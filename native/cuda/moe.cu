@@ -67,51 +67,87 @@ __global__ void __launch_bounds__(32 * kRouteWarps) route_kernel(RouteParams p) 
 
 /* ---- Sorting -------------------------------------------------------------------------------------------------- */
 
-constexpr int kSortThreads = 1024;
+constexpr int kSortWarps = 32;
 
-/* One block. Each warp counts, and later places, the choices of some of the experts, 32 choices at a time; within an
- * expert they stay in the order of tokens, so that nothing depends on timing. */
-__global__ void __launch_bounds__(kSortThreads) sort_kernel(const int32_t *ids, int n_choices, int n_used, int n_experts,
-                                                            int32_t *slots, int32_t *slot_tokens, int32_t *work,
-                                                            int max_work) {
-    int32_t *counts = shared_memory<int32_t>(); /* (n_experts) */
-    int32_t *starts = counts + n_experts;       /* (n_experts) */
+size_t sort_bytes(int n_experts) {
+    return (size_t)n_experts * (kSortWarps * sizeof(uint16_t) + sizeof(int32_t));
+}
+
+/* One block. Each warp takes a share of the choices in the order of tokens, 32 at a time, and counts them by expert; sums
+ * over warps and experts then say where each choice goes. Within an expert choices stay in the order of tokens, so that
+ * nothing depends on timing. */
+__global__ void __launch_bounds__(32 * kSortWarps) sort_kernel(const int32_t *ids, int n_choices, int n_used, int n_experts,
+                                                               int32_t *slots, int32_t *slot_tokens, int32_t *work,
+                                                               int max_work) {
+    int32_t *starts = shared_memory<int32_t>();                      /* (n_experts) */
+    uint16_t *counts = reinterpret_cast<uint16_t *>(starts + n_experts); /* (kSortWarps, n_experts) */
     const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
-    for (int e = warp; e < n_experts; e += kSortThreads / 32) {
-        int count = 0;
-        for (int i = 0; i < n_choices; i += 32)
-            count += __popc(__ballot_sync(0xffffffff, i + lane < n_choices && ids[i + lane] == e));
-        if (lane == 0) counts[e] = count;
+    const int share = ((n_choices + 31) / 32 + kSortWarps - 1) / kSortWarps * 32;
+    const int begin = warp * share, end = min(begin + share, n_choices);
+    uint16_t *mine = counts + warp * n_experts;
+    for (int i = (int)threadIdx.x; i < kSortWarps * n_experts; i += 32 * kSortWarps) counts[i] = 0;
+    __syncthreads();
+    for (int first = begin; first < end; first += 32) {
+        const int i = first + lane, expert = i < end ? ids[i] : -1;
+        const unsigned same = __match_any_sync(0xffffffff, expert);
+        const int rank = __popc(same & ((1u << lane) - 1)), before = expert >= 0 ? mine[expert] : 0;
+        __syncwarp();
+        if (expert >= 0) {
+            if (rank == 0) mine[expert] = (uint16_t)(before + __popc(same));
+            slots[i] = before + rank; /* among the warp's own */
+        }
+        __syncwarp();
     }
     __syncthreads();
-    if (threadIdx.x == 0) {
-        int slot = 0, n_work = 0;
-        for (int e = 0; e < n_experts; e++) {
-            starts[e] = slot;
-            for (int done = 0; done < counts[e]; done += kWorkTokens, n_work++) {
-                work[3 * n_work] = e;
-                work[3 * n_work + 1] = slot + done;
-                work[3 * n_work + 2] = min(counts[e] - done, kWorkTokens);
-            }
-            slot += counts[e];
+    for (int e = (int)threadIdx.x; e < n_experts; e += 32 * kSortWarps) {
+        int sum = 0;
+        for (int w = 0; w < kSortWarps; w++) {
+            const int count = counts[w * n_experts + e];
+            counts[w * n_experts + e] = (uint16_t)sum;
+            sum += count;
         }
-        work[3 * max_work] = n_work;
+        starts[e] = sum;
     }
     __syncthreads();
-    for (int e = warp; e < n_experts; e += kSortThreads / 32) {
-        int slot = starts[e];
-        for (int i = 0; i < n_choices; i += 32) {
-            bool mine = i + lane < n_choices && ids[i + lane] == e;
-            unsigned all = __ballot_sync(0xffffffff, mine);
-            if (mine) {
-                int place = slot + __popc(all & ((1u << lane) - 1));
-                slots[i + lane] = place;
-                slot_tokens[place] = (i + lane) / n_used;
+    if (warp == 0) {
+        int n_slots = 0, n_work = 0;
+        for (int first = 0; first < n_experts; first += 32) {
+            const int e = first + lane, count = e < n_experts ? starts[e] : 0;
+            const int tiles = (count + kWorkTokens - 1) / kWorkTokens;
+            int slot = count, entry = tiles; /* sums up to and with this lane's */
+            for (int distance = 1; distance < 32; distance *= 2) {
+                const int other_slot = __shfl_up_sync(0xffffffff, slot, distance);
+                const int other_entry = __shfl_up_sync(0xffffffff, entry, distance);
+                if (lane >= distance) {
+                    slot += other_slot;
+                    entry += other_entry;
+                }
             }
-            slot += __popc(all);
+            const int all_slots = __shfl_sync(0xffffffff, slot, 31), all_entries = __shfl_sync(0xffffffff, entry, 31);
+            slot += n_slots - count;
+            entry += n_work - tiles;
+            if (e < n_experts) starts[e] = slot;
+            for (int done = 0; done < count; done += kWorkTokens, entry++) {
+                work[3 * entry] = e;
+                work[3 * entry + 1] = slot + done;
+                work[3 * entry + 2] = min(count - done, kWorkTokens);
+            }
+            n_slots += all_slots;
+            n_work += all_entries;
         }
+        if (lane == 0) work[3 * max_work] = n_work;
+    }
+    __syncthreads();
+    for (int i = begin + lane; i < end; i += 32) {
+        const int expert = ids[i], slot = starts[expert] + mine[expert] + slots[i];
+        slots[i] = slot;
+        slot_tokens[slot] = i / n_used;
     }
 }
+
+/* Blocks that shall fit a multiprocessor: with 6 each quarter of it has three warps of up to 168 registers a thread, with 4
+ * two warps of as many as there are. */
+template <class F> constexpr int kExpertBlocks = F::kNeedsRegisters ? 4 : 6;
 
 /* ---- Products ------------------------------------------------------------------------------------------------- */
 
@@ -133,7 +169,7 @@ struct ExpertParams {
 
 /* hidden = gelu(gate) · up for 64 features and up to 32 choices of an expert, ready for the product with down. Warp w has
  * features 32·w … + 31: their gate rows in the first two of its row tiles, their up rows in the other two. */
-template <class F> __global__ void __launch_bounds__(ExpertProduct<F>::kThreads) gate_up_kernel(ExpertParams p) {
+template <class F> __global__ void __launch_bounds__(ExpertProduct<F>::kThreads, kExpertBlocks<F>) gate_up_kernel(ExpertParams p) {
     using P = ExpertProduct<F>;
     if ((int)blockIdx.y >= p.work[3 * p.max_work]) return;
     const int expert = p.work[3 * blockIdx.y], slot0 = p.work[3 * blockIdx.y + 1], n = p.work[3 * blockIdx.y + 2];
@@ -158,14 +194,15 @@ template <class F> __global__ void __launch_bounds__(ExpertProduct<F>::kThreads)
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             const int token = t * 8 + lane % 4 * 2 + i;
+            const float multiplier = token < n ? P::multiplier(p.x, p.slot_tokens[slot0 + token]) : 0.0f;
             float h[2][2]; /* row tile, half */
             float largest = 0;
 #pragma unroll
             for (int m = 0; m < 2; m++)
 #pragma unroll
                 for (int half = 0; half < 2; half++) {
-                    h[m][half] = gelu_tanh(acc[m][t][2 * half + i] * gate_scale) *
-                                 (acc[m + 2][t][2 * half + i] * up_scale);
+                    h[m][half] = gelu_tanh(acc[m][t][2 * half + i] * (gate_scale * multiplier)) *
+                                 (acc[m + 2][t][2 * half + i] * (up_scale * multiplier));
                     largest = fmaxf(largest, fabsf(h[m][half]));
                 }
             const int64_t slot = slot0 + token;
@@ -206,7 +243,7 @@ template <class F> __global__ void __launch_bounds__(ExpertProduct<F>::kThreads)
         }
 }
 
-template <class F> __global__ void __launch_bounds__(ExpertProduct<F>::kThreads) down_kernel(ExpertParams p) {
+template <class F> __global__ void __launch_bounds__(ExpertProduct<F>::kThreads, kExpertBlocks<F>) down_kernel(ExpertParams p) {
     using P = ExpertProduct<F>;
     if ((int)blockIdx.y >= p.work[3 * p.max_work]) return;
     const int expert = p.work[3 * blockIdx.y], slot0 = p.work[3 * blockIdx.y + 1], n = p.work[3 * blockIdx.y + 2];
@@ -222,7 +259,7 @@ template <class F> __global__ void __launch_bounds__(ExpertProduct<F>::kThreads)
     const float scale = p.gate_scale != nullptr ? p.gate_scale[expert] : 1.0f;
     P::for_each(acc, [&](int row, int token, float value) {
         row += tile0 * kTileRows;
-        if (token < n && row < p.n_rows) p.out[(int64_t)(slot0 + token) * p.n_rows + row] = value * scale;
+        if (token < n && row < p.n_rows) p.out[(int64_t)(slot0 + token) * p.n_rows + row] = value * scale * P::multiplier(p.hidden, slot0 + token);
     });
 }
 
@@ -254,7 +291,7 @@ void mix_experts(const Queue &queue, const MoeTask &task) {
     RouteParams route = {task.router_logits, n_used, moe->expert_scale, s.ids, s.shares};
     launch(route_kernel, dim3((unsigned)ceil_div(task.n, kRouteWarps)), dim3(32 * kRouteWarps),
            (size_t)(kRouteWarps * model->n_experts) * sizeof(float), queue.stream, route);
-    launch(sort_kernel, dim3(1), dim3(kSortThreads), (size_t)(2 * model->n_experts) * sizeof(int32_t), queue.stream,
+    launch(sort_kernel, dim3(1), dim3(32 * kSortWarps), sort_bytes(model->n_experts), queue.stream,
            (const int32_t *)s.ids, n_choices, n_used, (int)model->n_experts, s.slots, s.slot_tokens, s.work, max_work);
 
     const bool merged = moe->gate_up.data != nullptr;
@@ -275,7 +312,7 @@ void mix_experts(const Queue &queue, const MoeTask &task) {
     p.slot_tokens = s.slot_tokens;
     p.work = s.work;
     p.max_work = max_work;
-    p.integer_hidden = down_shape.integer;
+    p.integer_hidden = down_shape.activations == kInt8;
     p.hidden = s.hidden;
     with_format(gate.type, [&](auto format) {
         using P = ExpertProduct<decltype(format)>;

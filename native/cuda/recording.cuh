@@ -58,7 +58,7 @@ class Recording {
     cudaGraphExec_t graph = nullptr;
     int32_t recorded_position = 0;
     bool recording = false;
-    bool impossible = false;
+    bool impossible = kMeasuresLaunches;
 
     cudaError_t take(cudaGraph_t made) {
         if (graph != nullptr) {

@@ -22,7 +22,7 @@ static __device__ __forceinline__ int warp_sum_int(int x) {
     return x;
 }
 
-/* The sum over the block, in every thread, always in the same order. `shared`: 32 floats. All threads must call it. */
+/* The sum (or maximum) over the block, in every thread, always in the same order. `shared`: 32 floats. All threads must call it. */
 static __device__ __forceinline__ float block_sum(float x, float *shared) {
     const int warp = (int)threadIdx.x / 32, n_warps = (int)blockDim.x / 32;
     x = warp_sum(x);
@@ -32,6 +32,16 @@ static __device__ __forceinline__ float block_sum(float x, float *shared) {
     float sum = 0;
     for (int i = 0; i < n_warps; i++) sum += shared[i];
     return sum;
+}
+
+static __device__ __forceinline__ float block_max(float x, float *shared) {
+    const int warp = (int)threadIdx.x / 32, n_warps = (int)blockDim.x / 32;
+    x = warp_max(x);
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) shared[warp] = x;
+    __syncthreads();
+    for (int i = 0; i < n_warps; i++) x = fmaxf(x, shared[i]);
+    return x;
 }
 
 static __device__ __forceinline__ float gelu_tanh(float x) {

@@ -8,23 +8,52 @@ constexpr int kThreads = 256;
 
 /* ---- Activations ---------------------------------------------------------------------------------------------- */
 
-/* A warp writes 32 columns of a row, one a lane, from `column0`; beyond n_cols the value must be zero. */
-__device__ void write_activation(const Activations &x, bool integer, bool floats, int64_t row, int column0, int n_cols,
-                                 float value) {
+/* Both terms of 32 columns of a row that has been scaled (format_fp4.cuh); `column` is this lane's. */
+__device__ void write_terms(const Activations &x, int64_t row, int column, int64_t k_tiles, float value) {
+    const int lane = (int)threadIdx.x % 32;
+    const int64_t chunk = row * k_tiles + column / 64;
+#pragma unroll
+    for (int term = 0; term < 2; term++) {
+        float largest = fabsf(value);
+#pragma unroll
+        for (int bits = 1; bits < 16; bits *= 2) largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, bits));
+        const uint32_t scale_code = e4m3_code(fminf(largest / 6, 448.0f));
+        const float scale = e4m3_value(scale_code);
+        const uint32_t code = scale > 0 ? e2m1_code(value / scale) : 0;
+        const uint32_t next = __shfl_xor_sync(0xffffffff, code, 1);
+        if (lane % 2 == 0)
+            x.terms[chunk * 64 + term * 32 + column % 32 / 8 * 8 + column % 64 / 32 * 4 + column % 8 / 2] =
+                (uint8_t)(code | next << 4);
+        if (lane % 16 == 0)
+            reinterpret_cast<uint8_t *>(x.term_scales + chunk * 2 + term)[column % 64 / 16] = (uint8_t)scale_code;
+        value -= e2m1_value(code) * scale;
+    }
+}
+
+constexpr float kLargestTerm = 448 * 6; /* what a row is scaled to */
+
+/* A warp writes 32 columns of a row, one a lane, from `column0`; beyond n_cols the value must be zero. `largest` of the
+ * row's magnitudes is needed for terms. */
+__device__ void write_activation(const Activations &x, const bool (&wanted)[3], int64_t row, int column0, int n_cols,
+                                 float value, float largest) {
     const int lane = (int)threadIdx.x % 32, column = column0 + lane;
-    if (integer) {
-        const int64_t k_tiles = (n_cols + 63) / 64;
-        float largest = warp_max(fabsf(value));
-        int code = quantise(value, largest);
-        int sum = warp_sum_int(code);
+    const int64_t k_tiles = (n_cols + 63) / 64;
+    if (wanted[kInt8]) {
+        const float block_largest = warp_max(fabsf(value));
+        const int code = quantise(value, block_largest);
+        const int sum = warp_sum_int(code);
         x.codes[row * k_tiles * 64 + code_position(column)] = (int8_t)code;
         if (lane == 0) {
-            float scale = largest / 127.0f;
+            float scale = block_largest / 127.0f;
             x.scales[row * k_tiles * 2 + column0 / 32] = scale;
             x.sums[row * k_tiles * 2 + column0 / 32] = scale * (float)sum;
         }
     }
-    if (floats && column < n_cols) x.values[row * n_cols + value_position(column)] = value;
+    if (wanted[kFp4Terms]) {
+        if (column == 0) x.term_multipliers[row] = largest / kLargestTerm;
+        write_terms(x, row, column, k_tiles, largest > 0 ? value * (kLargestTerm / largest) : 0.0f);
+    }
+    if (wanted[kFloats] && column < n_cols) x.values[row * n_cols + value_position(column)] = value;
 }
 
 struct PrepareParams {
@@ -47,28 +76,43 @@ __global__ void __launch_bounds__(kThreads) prepare_kernel(PrepareParams p) {
         factor = 1.0f / sqrtf(block_sum(squares, shared) / (float)p.n_cols + p.eps);
     }
     const int padded = (p.n_cols + 63) / 64 * 64;
-    for (int column0 = (int)threadIdx.x / 32 * 32; column0 < padded; column0 += kThreads) {
-        const int column = column0 + (int)threadIdx.x % 32;
-        const bool inside = column < p.n_cols;
-        float normed = inside ? x[column] * factor : 0.0f;
-        for (int i = 0; i < p.n_targets; i++) {
-            const PrepareTarget &t = p.targets[i];
-            float value = normed * t.gain;
-            if (t.weight != nullptr && inside) value *= t.weight[column];
-            write_activation(t.x, t.integer, t.floats, row, column0, p.n_cols, value);
+    for (int i = 0; i < p.n_targets; i++) {
+        const PrepareTarget &t = p.targets[i];
+        auto value_of = [&](int column) {
+            float value = x[column] * factor * t.gain;
+            return t.weight != nullptr ? value * t.weight[column] : value;
+        };
+        float largest = 0;
+        if (t.wanted[kFp4Terms]) {
+            for (int column = (int)threadIdx.x; column < p.n_cols; column += kThreads)
+                largest = fmaxf(largest, fabsf(value_of(column)));
+            largest = block_max(largest, shared);
+        }
+        for (int column0 = (int)threadIdx.x / 32 * 32; column0 < padded; column0 += kThreads) {
+            const int column = column0 + (int)threadIdx.x % 32;
+            const float value = column < p.n_cols ? value_of(column) : 0.0f;
+            write_activation(t.x, t.wanted, row, column0, p.n_cols, value, largest);
         }
     }
 }
 
-__global__ void __launch_bounds__(kThreads) gated_kernel(Partials gate_up, int n_ff, bool integer, Activations x) {
+__global__ void __launch_bounds__(kThreads) gated_kernel(Partials gate_up, int n_ff, ActivationKind kind, Activations x) {
+    float *shared = shared_memory<float>(); /* (32) */
     const int row = (int)blockIdx.x;
+    const bool wanted[3] = {kind == kInt8, kind == kFp4Terms, kind == kFloats};
+    auto value_of = [&](int column) {
+        return gelu_tanh(partial_sum(gate_up, row, column)) * partial_sum(gate_up, row, n_ff + column);
+    };
+    float largest = 0;
+    if (kind == kFp4Terms) {
+        for (int column = (int)threadIdx.x; column < n_ff; column += kThreads)
+            largest = fmaxf(largest, fabsf(value_of(column)));
+        largest = block_max(largest, shared);
+    }
     const int padded = (n_ff + 63) / 64 * 64;
     for (int column0 = (int)threadIdx.x / 32 * 32; column0 < padded; column0 += kThreads) {
         const int column = column0 + (int)threadIdx.x % 32;
-        float value = 0;
-        if (column < n_ff)
-            value = gelu_tanh(partial_sum(gate_up, row, column)) * partial_sum(gate_up, row, n_ff + column);
-        write_activation(x, integer, !integer, row, column0, n_ff, value);
+        write_activation(x, wanted, row, column0, n_ff, column < n_ff ? value_of(column) : 0.0f, largest);
     }
 }
 
@@ -247,8 +291,8 @@ __global__ void __launch_bounds__(kThreads) embed_kernel(const char *tiles, cons
     const int id = ids[token], row = id % kTileRows;
     if (scale != nullptr) gain *= *scale;
     for (int i = (int)threadIdx.x; i < k_tiles * 4; i += kThreads) {
-        const char *tile = tiles + ((int64_t)(id / kTileRows) * k_tiles + i / 4) * F::kTileBytes;
-        F::for_each_value(tile, row % 8 * 4 + i % 4, [&](int half, int slot, float value) {
+        const char *row_tile = tiles + id / kTileRows * row_tile_bytes<F>(k_tiles);
+        for_each_value<F>(row_tile, i / 4, row % 8 * 4 + i % 4, [&](int half, int slot, float value) {
             int column = i / 4 * F::kTileCols + F::lane_column(slot, i % 4);
             if (half == row / 8 && column < n_cols) x[(int64_t)token * n_cols + column] = value * gain;
         });
@@ -266,8 +310,8 @@ void prepare_rows(const Queue &queue, const float *x, int n, int n_cols, bool no
     launch(prepare_kernel, dim3((unsigned)n), dim3(kThreads), row_bytes(0), queue.stream, p);
 }
 
-void prepare_gated(const Queue &queue, const Partials &gate_up, int n_ff, bool integer, const Activations &x) {
-    launch(gated_kernel, dim3((unsigned)gate_up.n), dim3(kThreads), 0, queue.stream, gate_up, n_ff, integer, x);
+void prepare_gated(const Queue &queue, const Partials &gate_up, int n_ff, ActivationKind kind, const Activations &x) {
+    launch(gated_kernel, dim3((unsigned)gate_up.n), dim3(kThreads), row_bytes(0), queue.stream, gate_up, n_ff, kind, x);
 }
 
 void finish_qkv(const Queue &queue, const Partials &projections, const QkvTarget &t) {

@@ -10,7 +10,7 @@ namespace {
 
 constexpr float kWeightScale = 16384.0f;
 
-template <class F> constexpr int kTerms = F::kInteger ? 1 : 2;
+template <class F> constexpr int kTerms = F::kActivations == kFloats ? 2 : 1;
 
 /* Tokens of the vocabulary in a chunk: with two terms, half as many fit. */
 template <class F> constexpr int kChunk = kVocabularyChunk / kTerms<F>;
@@ -23,18 +23,18 @@ __device__ __forceinline__ uint16_t term(float value, int i) {
 
 /* Weights (kTerms, n, kChunk) of one chunk. */
 template <class F>
-__global__ void __launch_bounds__(DenseProduct<F>::kThreads) weights_kernel(HeadParams p, int first_tile) {
+__global__ void __launch_bounds__(DenseProduct<F>::kThreads, 3) weights_kernel(HeadParams p, int first_tile) {
     using P = DenseProduct<F>;
     static_assert(P::kBlockTokens == kSoftTokens, "");
-    if (p.scratch.any_dense[blockIdx.y] == 0) return;
-    const int tile = first_tile + (int)blockIdx.x, token0 = (int)blockIdx.y * P::kBlockTokens;
+    if (p.scratch.any_dense[blockIdx.x] == 0) return;
+    const int tile = first_tile + (int)blockIdx.y, token0 = (int)blockIdx.x * P::kBlockTokens;
     const int n_tokens = min(p.n - token0, P::kBlockTokens);
     typename P::Accumulators z;
     head_logits<P>(z, p, tile * P::kBlockRowTiles, n_tokens, [&](int j) { return token0 + j; });
     P::for_each(z, [&](int row, int token, float value) {
         if (token >= n_tokens) return;
         float weight = kWeightScale * expf(value - p.scratch.rows[token0 + token].maximum);
-        int64_t index = (int64_t)(token0 + token) * kChunk<F> + (int)blockIdx.x * kVocabularyTile + row;
+        int64_t index = (int64_t)(token0 + token) * kChunk<F> + (int)blockIdx.y * kVocabularyTile + row;
         for (int i = 0; i < kTerms<F>; i++)
             p.scratch.chunk[(int64_t)i * p.n * kChunk<F> + index] = term(weight, i);
     });
@@ -66,9 +66,8 @@ template <class F> __device__ void decode_rows(const SoftenParams &p, int step, 
         const int64_t k_tile = column0 / F::kTileCols + i;
         uint16_t *rows = to + (warp * kTileRows + lane / 4) * kStride + i * F::kTileCols;
         if (row_tile < p.head.row_tiles && k_tile < p.head.k_tiles) {
-            const char *tile =
-                p.head.tiles + (uint64_t)row_tile * p.head.row_tile_bytes + k_tile * F::kTileBytes;
-            F::for_each_value(tile, lane, [&](int half, int slot, float value) {
+            const char *tiles = p.head.tiles + (uint64_t)row_tile * p.head.row_tile_bytes;
+            for_each_value<F>(tiles, k_tile, lane, [&](int half, int slot, float value) {
                 for (int j = 0; j < kTerms<F>; j++)
                     rows[j * kStep * kStride + half * 8 * kStride + F::lane_column(slot, lane % 4)] = term(value, j);
             });
@@ -238,7 +237,7 @@ void soften_dense(const Queue &queue, const HeadTask &task) {
         using P = DenseProduct<F>;
         for (int64_t first = 0; first < p.n_vocab; first += kChunk<F>) {
             int64_t count = p.n_vocab - first < kChunk<F> ? p.n_vocab - first : kChunk<F>;
-            dim3 grid((unsigned)ceil_div(count, kVocabularyTile), (unsigned)ceil_div(task.n, P::kBlockTokens));
+            dim3 grid((unsigned)ceil_div(task.n, P::kBlockTokens), (unsigned)ceil_div(count, kVocabularyTile));
             launch(weights_kernel<F>, grid, dim3(P::kThreads), P::kSharedBytes, queue.stream, p,
                    (int)(first / kVocabularyTile));
             add_chunk<F>(queue, task, task.scratch.chunk, kChunk<F>, first, count);

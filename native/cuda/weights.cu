@@ -23,13 +23,33 @@ struct Plan : dg_cuda_weights {
     const dg_cuda_item *end() const { return items + n; }
 };
 
+/* NVFP4 for the matrix units that multiply it. The embedding is also read row by row, and rows for the down projections
+ * of the experts are quantised before their maximum is known (format_fp4.cuh needs it): both stay as they are. */
+void choose_fp4(dg_model *model) {
+    auto choose = [](dg_weight *w) {
+        if (w->type == DG_TYPE_NVFP4) w->type = DG_CUDA_TYPE_FP4;
+    };
+    auto choose_mlp = [&](dg_mlp *m) {
+        for (dg_weight *w : {&m->gate, &m->up, &m->down}) choose(w);
+    };
+    choose_mlp(&model->self_conditioning);
+    for (int32_t i = 0; i < model->n_layers; i++) {
+        dg_layer *l = &model->layers[i];
+        if (l->on_cpu) continue;
+        for (dg_weight *w : {&l->attn_q, &l->attn_k, &l->attn_v, &l->attn_output}) choose(w);
+        choose_mlp(&l->mlp);
+        if (l->moe.on_cpu) continue;
+        for (dg_weight *w : {&l->moe.gate_up, &l->moe.gate, &l->moe.up}) choose(w);
+    }
+}
+
 /* What the kernels cannot do is refused before anything is allocated. */
 dg_status check(const dg_model *model, const Plan &plan, dg_error *error) {
     for (const dg_cuda_item &item : plan)
         if (item.row_bytes > 0 && !packed_shape(item.type, item.n_rows, item.n_cols).known)
             return dg_fail(error, DG_ERROR_BACKEND,
                            "the CUDA backend does not run tensor type %d (%s): use the CPU, or a file in q4_0, q4_1, "
-                           "q5_0, q5_1, q8_0, q4_k, q5_k, q6_k, iq4_nl, nvfp4, f16, bf16 or f32",
+                           "q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs, nvfp4, f16, bf16 or f32",
                            item.type, item.what);
     if (model->n_embd % 32 != 0 || model->n_ff % 32 != 0 || model->n_ff_expert % 32 != 0)
         return dg_fail(error, DG_ERROR_BACKEND,
@@ -195,6 +215,7 @@ dg_status load(dg_model *model, const dg_model_params *params, dg_error *error) 
     moved.self_conditioning = model->self_conditioning;
     std::vector<dg_layer> layers(model->layers, model->layers + model->n_layers);
     moved.layers = layers.data();
+    if (has_fp4_mma()) choose_fp4(&moved);
     Plan plan;
     DG_TRY(dg_cuda_plan_weights(&moved, &plan, error));
     DG_TRY(check(model, plan, error));

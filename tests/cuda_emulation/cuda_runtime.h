@@ -6,7 +6,10 @@
  *   - an asynchronous copy takes place when it is waited for, not before;
  *   - threads are resumed in the order of DGEMMA_EMULATION_ORDER ("forward", "backward", or a number: shuffled by it), so
  *     that a missing barrier shows as a result that depends on the order;
- *   - a barrier or a warp operation that some threads never reach ends the program with a message. */
+ *   - a barrier or a warp operation that some threads never reach ends the program with a message.
+ * With DGEMMA_EMULATION_REPORT a file of that name gets, at exit, a line for each kernel: launches, blocks, the largest
+ * block of threads and of shared memory, and how many reads of shared memory a warp made (each of up to 128 bytes that a
+ * conflict-free layout serves in one pass) and in how many passes over the banks. */
 #ifndef DGEMMA_EMULATED_CUDA_RUNTIME_H
 #define DGEMMA_EMULATED_CUDA_RUNTIME_H
 
@@ -49,7 +52,8 @@ extern thread_local dim3 thread_index, block_index, block_size, grid_size;
 extern thread_local int lane;
 extern thread_local void *shared;
 
-void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()> &kernel);
+/* `signature` names the launched kernel's parameters in reports. */
+void run_grid(const char *signature, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()> &kernel);
 
 /* Waits for all threads of the block. */
 void synchronize_block();
@@ -57,6 +61,12 @@ void synchronize_block();
 /* Waits for all 32 lanes of the warp, each of which brings `operands`; the last one to come calls
  * `compute(operands of all lanes)`. `what` names the operation: lanes that bring different ones are an error. */
 void warp_operation(const char *what, void *operands, void (*compute)(void *const *all_operands));
+
+/* A read of shared memory, for the report on bank conflicts; reads of other memory are left out. */
+void note_access(const void *from, size_t bytes);
+
+/* DGEMMA_EMULATION_FP4: whether the device is one of those that multiply FP4. */
+bool has_fp4_mma();
 
 void copy_later(void *shared_memory, const void *global_memory, size_t bytes);
 void commit_copies();
@@ -89,6 +99,11 @@ struct Vote {
     unsigned result;
 };
 void vote(void *const *all);
+struct Match {
+    int value;
+    unsigned result;
+};
+void match(void *const *all);
 void nothing(void *const *all);
 } // namespace emulation
 
@@ -108,6 +123,11 @@ static inline unsigned __ballot_sync(unsigned, int predicate) {
     emulation::Vote v = {predicate, 0};
     emulation::warp_operation("ballot", &v, emulation::vote);
     return v.result;
+}
+static inline unsigned __match_any_sync(unsigned, int value) {
+    emulation::Match m = {value, 0};
+    emulation::warp_operation("match", &m, emulation::match);
+    return m.result;
 }
 static inline void __syncwarp(unsigned = 0xffffffff) {
     int none = 0;
@@ -210,7 +230,7 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream);
 
 namespace emulation {
 /* Runs a kernel, or records it where the stream is being captured. `function` tells kernels apart. */
-void launch_kernel(cudaStream_t stream, void *function, dim3 grid, dim3 block, size_t shared_bytes,
+void launch_kernel(cudaStream_t stream, void *function, const char *signature, dim3 grid, dim3 block, size_t shared_bytes,
                    std::function<void()> kernel);
 } // namespace emulation
 

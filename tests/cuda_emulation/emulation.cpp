@@ -1,7 +1,12 @@
 /* Fibers, barriers and asynchronous copies behind the emulated cuda_runtime.h. */
 #include "cuda_runtime.h"
 
+#include <algorithm>
+#include <map>
+#include <mutex>
+#include <set>
 #include <stdio.h>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -30,6 +35,10 @@ struct Warp {
 
 constexpr size_t kStackBytes = 128 << 10;
 
+struct Access {
+    size_t offset, bytes;
+};
+
 struct Thread {
 #if defined(__x86_64__)
     void *stack_pointer = nullptr;
@@ -45,6 +54,7 @@ struct Thread {
     unsigned long waiting_for = 0;
     std::vector<std::vector<Copy>> groups; /* committed asynchronous copies, oldest first */
     std::vector<Copy> open;                /* not yet committed */
+    std::vector<Access> accesses;          /* since the warp last met, for the report */
 };
 
 struct Scheduler {
@@ -55,6 +65,8 @@ struct Scheduler {
     unsigned long barrier_generation = 0;
     Thread *current = nullptr;
     const std::function<void()> *kernel = nullptr;
+    struct Tally *tally = nullptr; /* of the running kernel, where a report is wanted */
+    size_t shared_bytes = 0;
 #if defined(__x86_64__)
     void *stack_pointer = nullptr;
 #else
@@ -70,6 +82,60 @@ static thread_local Scheduler scheduler;
 [[noreturn]] static void fail(const char *what) {
     fprintf(stderr, "CUDA emulation: %s, in block (%u, %u, %u)\n", what, block_index.x, block_index.y, block_index.z);
     abort();
+}
+
+/* ---- Report --------------------------------------------------------------------------------------------------- */
+
+struct Tally {
+    long launches = 0, blocks = 0, threads = 0, shared_bytes = 0, reads = 0, passes = 0;
+};
+
+struct Report {
+    const char *path = getenv("DGEMMA_EMULATION_REPORT");
+    std::mutex lock;
+    std::map<std::string, Tally> kernels;
+    ~Report() {
+        FILE *file = path != nullptr ? fopen(path, "w") : nullptr;
+        if (file == nullptr) return;
+        for (const auto &[name, t] : kernels)
+            fprintf(file, "%s\t%ld\t%ld\t%ld\t%ld\t%ld\t%ld\n", name.c_str(), t.launches, t.blocks, t.threads,
+                    t.shared_bytes, t.reads, t.passes);
+        fclose(file);
+    }
+};
+
+static Report report;
+
+void note_access(const void *from, size_t bytes) {
+    if (scheduler.tally == nullptr || (const char *)from < (const char *)shared ||
+        (const char *)from >= (const char *)shared + scheduler.shared_bytes)
+        return;
+    scheduler.current->accesses.push_back({(size_t)((const char *)from - (const char *)shared), bytes});
+}
+
+/* Counts what the lanes of a warp have read since it last met: reads in the same order are one instruction. It is served
+ * for as many lanes at a time as make up 128 bytes, in as many passes as a bank has different words to give. */
+static void count_reads(Thread *lanes) {
+    size_t n = lanes[0].accesses.size();
+    for (int l = 0; l < 32; l++)
+        if (lanes[l].accesses.size() != n) n = 0; /* the lanes went different ways */
+    for (size_t i = 0; i < n; i++) {
+        size_t bytes = lanes[0].accesses[i].bytes;
+        int at_once = (int)(128 / (bytes < 4 ? 4 : bytes));
+        for (int first = 0; first < 32; first += at_once) {
+            std::set<size_t> words[32];
+            for (int l = first; l < first + at_once; l++)
+                for (size_t b = 0; b < bytes; b += 4) {
+                    size_t word = (lanes[l].accesses[i].offset + b) / 4;
+                    words[word % 32].insert(word);
+                }
+            size_t passes = 0;
+            for (const auto &bank : words) passes = std::max(passes, bank.size());
+            scheduler.tally->reads++;
+            scheduler.tally->passes += (long)passes;
+        }
+    }
+    for (int l = 0; l < 32; l++) lanes[l].accesses.clear();
 }
 
 /* ---- Fibers --------------------------------------------------------------------------------------------------- */
@@ -124,6 +190,7 @@ static void prepare(Thread &t) {
     t.generation = nullptr;
     t.groups.clear();
     t.open.clear();
+    t.accesses.clear();
 #if defined(__x86_64__)
     void **top = (void **)(t.stack + kStackBytes - 64);
     *--top = nullptr;      /* keeps the stack aligned as after a call */
@@ -193,11 +260,21 @@ static void run_block(int n_threads) {
     }
 }
 
-void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()> &kernel) {
+void run_grid(const char *signature, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()> &kernel) {
     int n_threads = (int)(block.x * block.y * block.z);
     if (n_threads == 0 || n_threads > 1024 || n_threads % 32 != 0) fail("a block of an odd number of threads");
     if (shared_bytes > 99 * 1024) fail("more shared memory than a block can have on every architecture");
     if (scheduler.kernel != nullptr) fail("a kernel launched another");
+    if (report.path != nullptr) {
+        std::lock_guard<std::mutex> guard(report.lock);
+        Tally &t = report.kernels[signature];
+        t.launches++;
+        t.blocks += (long)grid.x * grid.y * grid.z;
+        t.threads = std::max(t.threads, (long)n_threads);
+        t.shared_bytes = std::max(t.shared_bytes, (long)shared_bytes);
+        scheduler.tally = &t;
+    }
+    scheduler.shared_bytes = shared_bytes;
     for (size_t i = (size_t)n_threads; i < scheduler.threads.size(); i++) free(scheduler.threads[i].stack);
     scheduler.threads.resize((size_t)n_threads);
     scheduler.warps.assign((size_t)n_threads / 32, Warp());
@@ -229,6 +306,8 @@ void synchronize_block() {
     if (++scheduler.n_at_barrier == (int)scheduler.threads.size()) {
         scheduler.n_at_barrier = 0;
         scheduler.barrier_generation++;
+        if (scheduler.tally != nullptr)
+            for (size_t i = 0; i < scheduler.threads.size(); i += 32) count_reads(&scheduler.threads[i]);
         return;
     }
     wait_for_change(&scheduler.barrier_generation);
@@ -245,6 +324,7 @@ void warp_operation(const char *what, void *operands, void (*compute)(void *cons
     }
     w.n_arrived = 0;
     w.generation++;
+    if (scheduler.tally != nullptr) count_reads(&scheduler.threads[(size_t)scheduler.current->number / 32 * 32]);
     compute(w.operands);
 }
 
@@ -252,6 +332,14 @@ void vote(void *const *all) {
     unsigned bits = 0;
     for (int i = 0; i < 32; i++) bits |= (unsigned)(((Vote *)all[i])->predicate != 0) << i;
     for (int i = 0; i < 32; i++) ((Vote *)all[i])->result = bits;
+}
+
+void match(void *const *all) {
+    for (int i = 0; i < 32; i++) {
+        auto *mine = (Match *)all[i];
+        mine->result = 0;
+        for (int j = 0; j < 32; j++) mine->result |= (unsigned)(((Match *)all[j])->value == mine->value) << j;
+    }
 }
 
 void nothing(void *const *) {}
@@ -279,6 +367,11 @@ void wait_copies(int groups_left) {
         }
         groups.erase(groups.begin());
     }
+}
+
+bool has_fp4_mma() {
+    const char *wanted = getenv("DGEMMA_EMULATION_FP4");
+    return wanted != nullptr && strcmp(wanted, "1") == 0;
 }
 
 } // namespace emulation

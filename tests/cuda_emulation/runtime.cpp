@@ -255,10 +255,10 @@ static void enqueue(cudaStream_t stream, void *function, std::function<void()> r
         run();
 }
 
-void emulation::launch_kernel(cudaStream_t stream, void *function, dim3 grid, dim3 block, size_t shared_bytes,
+void emulation::launch_kernel(cudaStream_t stream, void *function, const char *signature, dim3 grid, dim3 block, size_t shared_bytes,
                               std::function<void()> kernel) {
     if (next_call() != cudaSuccess) return;
-    enqueue(stream, function, [=] { run_grid(grid, block, shared_bytes, kernel); });
+    enqueue(stream, function, [=] { run_grid(signature, grid, block, shared_bytes, kernel); });
 }
 
 /* A recorded copy is done again when its graph is launched, so the memory must still be there and be the driver's. */
