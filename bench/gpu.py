@@ -1,155 +1,463 @@
 """Builds the CUDA backend, tests it on this machine's GPU and measures it at full size.
 
-    python bench/gpu.py [--folder build/gpu] [--type q4_0]
+    python bench/gpu.py [--type q4_0] [--folder build/gpu] [--budget 570]
 
-Writes bench/results/<device>-<date>.json: the outcome of every stage, and the output of
-`dgemma bench` at full size beside a measured copy bandwidth. Needs nvcc, CMake, and a Python with
-the package's dependencies (NumPy, cffi, …); the tests also need pytest and the test extra, and are
-recorded as skipped without them. The full-size file (about 14 GB, random weights) is made in
-`--folder` and stays there.
+Needs nvcc, CMake, a C compiler and Python with NumPy; neither the package nor the internet. The
+full-size file is random (bench/random_gguf.py) and stays in --folder.
+
+Writes bench/results/<device>-<date>.json after every stage, and a table beside it. A stage that
+fails is recorded with the end of what it printed, and the next one begins; --budget seconds are
+divided among them, so that a run ends in time whatever hangs. Stages: build, limits (copy and
+matrix rates of this machine), agree (each type against the CPU, on small models), time (steps and
+prompts at full size), profile (each kernel), memcheck and racecheck (compute-sanitizer), pytest.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
+import contextlib
 import datetime
-import importlib.util
 import json
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import random_gguf
+
 REPOSITORY = Path(__file__).resolve().parents[1]
-COPY_BYTES = 4 << 30
-COPY_ROUNDS = 20
+STAGES = ("build", "limits", "agree", "time", "profile", "memcheck", "racecheck", "pytest")
+FLOAT_TYPES = ("f32", "f16", "bf16")
+# Relative error of logits. Floats differ in the order of sums; the others round activations to
+# int8, where an exchanged expert moves single positions: the median leaves those out.
+FLOAT_LIMIT, BLOCK_LIMIT = 2e-3, 5e-2
 
 
-def run(command: list[str], env: dict[str, str], timeout: float = 3600) -> dict[str, Any]:
-    """Runs a stage; its outcome, time and the end of what it printed."""
-    start = time.monotonic()
-    try:
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout)
-        code, output, errors = done.returncode, done.stdout, done.stderr
-    except subprocess.TimeoutExpired:
-        code, output, errors = 124, "", f"stopped after {timeout:.0f} s"
-    print(f"{'ok    ' if code == 0 else 'FAILED'} {' '.join(command)[:100]}", file=sys.stderr)
-    seconds = round(time.monotonic() - start, 1)
-    return {"command": command, "ok": code == 0, "seconds": seconds, "output": output,
-            "errors": errors[-4000:]}  # fmt: skip
+class StageError(Exception):
+    """A stage that did not do what it should; its text goes to the report."""
+
+
+class Run:
+    """What the stages share: the folder, the report, and the time that is left."""
+
+    def __init__(self, args: argparse.Namespace, results: Path) -> None:
+        self.args = args
+        self.folder: Path = args.folder.resolve()
+        self.began = time.monotonic()
+        device = args.device or device_name()
+        name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+        date = datetime.date.today().isoformat()
+        self.target = results / f"{name}-{date}.json"
+        self.found: dict[str, Any] = {
+            "device": device, "date": date, "type": args.type, "preset": args.preset,
+            "stages": {},
+        }  # fmt: skip
+        self.synthesis: subprocess.Popen[str] | None = None
+
+    def left(self) -> float:
+        """Seconds of the budget, at least one."""
+        return max(self.args.budget - (time.monotonic() - self.began), 1.0)
+
+    def save(self) -> None:
+        """Writes the report as it stands: whole, or not at all."""
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.target.with_suffix(".tmp")
+        beside.write_text(json.dumps(self.found, indent=1) + "\n", encoding="utf-8")
+        beside.replace(self.target)
+        self.target.with_suffix(".md").write_text(table(self.found), encoding="utf-8")
+
+    def stage(self, name: str, work: Callable[[Run], Any]) -> None:
+        """Runs one stage and records how it ended."""
+        start = time.monotonic()
+        entry: dict[str, Any] = {"ok": True}
+        try:
+            if self.args.budget - (start - self.began) < 2:
+                raise StageError("no time was left")
+            result = work(self)
+            if result is not None:
+                self.found[name] = result
+        except Exception as error:  # whatever it is, the other stages shall run
+            entry = {"ok": False, "error": f"{type(error).__name__}: {error}"[-4000:]}
+        entry["seconds"] = round(time.monotonic() - start, 1)
+        self.found["stages"][name] = entry
+        print(f"{'ok    ' if entry['ok'] else 'FAILED'} {name} {entry['seconds']} s",
+              file=sys.stderr)  # fmt: skip
+        if not entry["ok"]:
+            print(entry["error"][-800:], file=sys.stderr)
+        self.save()
+
+    def command(
+        self, command: Sequence[str | Path], timeout: float = 1e9, **env: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Output of a command that must succeed."""
+        words = [str(word) for word in command]
+        limit = min(timeout, self.left())
+        try:
+            done = subprocess.run(words, env={**os.environ, **env}, capture_output=True, text=True,
+                                  timeout=limit)  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            raise StageError(f"{' '.join(words)[:200]}: stopped after {limit:.0f} s") from error
+        if done.returncode != 0:
+            said = (done.stdout + done.stderr)[-3000:]
+            raise StageError(f"{' '.join(words)[:200]}: exit code {done.returncode}\n{said}")
+        return done
+
+    # Paths of what is built and made.
+
+    @property
+    def steps(self) -> Path:
+        """The program that runs models."""
+        return self.folder / "steps"
+
+    @property
+    def library(self) -> Path:
+        """libdgemma_cuda.so."""
+        given: Path | None = self.args.library
+        return given.resolve() if given else self.folder / "cmake/native/cuda/libdgemma_cuda.so"
+
+    @property
+    def model(self) -> Path:
+        """The full-size file."""
+        return self.folder / f"{self.args.preset}-{self.args.type}.gguf"
+
+    def run_steps(self, *arguments: str | Path, timeout: float = 1e9, **env: str) -> dict[str, Any]:
+        """What bench/cuda/steps.c prints."""
+        env = {"DGEMMA_CUDA_LIBRARY": str(self.library), **env}
+        found: dict[str, Any] = json.loads(
+            self.command([self.steps, *arguments], timeout, **env).stdout
+        )
+        return found
+
+    def begin_synthesis(self) -> None:
+        """Starts to make the full-size file, unless it is there."""
+        if self.model.exists() or self.args.stages.isdisjoint({"time", "profile"}):
+            return
+        part = self.model.with_suffix(".part")
+        script = REPOSITORY / "bench" / "random_gguf.py"
+        self.synthesis = subprocess.Popen(
+            [sys.executable, str(script), "--preset", self.args.preset, "--type", self.args.type,
+             "--outfile", str(part)], text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    def wait_for_model(self) -> None:
+        """Waits until the full-size file is whole."""
+        if self.synthesis is not None:
+            process, self.synthesis = self.synthesis, None
+            try:
+                errors = process.communicate(timeout=self.left())[1]
+            except subprocess.TimeoutExpired as error:
+                process.kill()
+                raise StageError("the full-size file was not finished in time") from error
+            if process.returncode != 0:
+                raise StageError(f"making the full-size file failed\n{errors[-2000:]}")
+            self.model.with_suffix(".part").replace(self.model)
+        if not self.model.exists():
+            raise StageError(f"there is no {self.model}")
 
 
 def device_name() -> str:
-    """The first GPU, or an exit with the reason why there is none."""
-    try:
-        listed = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise SystemExit(f"gpu.py: no NVIDIA GPU on this machine ({error})") from error
-    return listed.stdout.splitlines()[0].strip()
+    """The first GPU."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        return listed.stdout.splitlines()[0].strip()
+    return "no GPU"
 
 
-def build(folder: Path, env: dict[str, str]) -> tuple[list[dict[str, Any]], Path]:
-    """Compiles the extension and the backend; the stages, and a folder to import dgemma from."""
-    made, package = folder / "cmake", folder / "package"
-    stages = [
-        run(["cmake", "-S", str(REPOSITORY), "-B", str(made), "-DDGEMMA_PYTHON=ON",
-             "-DDGEMMA_CUDA=ON", f"-DPython_EXECUTABLE={sys.executable}"], env),
-        run(["cmake", "--build", str(made), "--parallel"], env),
-    ]  # fmt: skip
-    if not all(stage["ok"] for stage in stages):
-        raise SystemExit("gpu.py: the build failed\n" + stages[-1]["output"][-3000:])
-    shutil.rmtree(package, ignore_errors=True)
-    shutil.copytree(REPOSITORY / "python" / "dgemma", package / "dgemma",
-                    ignore=shutil.ignore_patterns("*.so"))  # fmt: skip
-    shutil.copytree(REPOSITORY / "convert" / "dgemma_convert", package / "dgemma_convert")
-    for name in ("_dgemma*.so", "libdgemma_cuda.so"):
-        for path in made.rglob(name):
-            shutil.copy(path, package / "dgemma")
-    return stages, package
+# ---- Stages --------------------------------------------------------------------------------------
 
 
-def copy_bandwidth(env: dict[str, str]) -> float | None:
-    """GB/s read plus written by device-to-device copies far larger than the caches."""
-    nvcc = shutil.which("nvcc")
-    root = Path(nvcc).resolve().parents[1] if nvcc else Path("/usr/local/cuda")
-    found = next(iter(sorted(root.rglob("libcudart.so*"))), None)
-    if found is None:
-        return None
-    cuda = ctypes.CDLL(str(found))
-    pointers = [ctypes.c_void_p(), ctypes.c_void_p()]
-    for pointer in pointers:
-        if cuda.cudaMalloc(ctypes.byref(pointer), ctypes.c_size_t(COPY_BYTES)) != 0:
-            return None
-    best = 0.0
-    for _ in range(3):
-        cuda.cudaDeviceSynchronize()
-        start = time.perf_counter()
-        for _ in range(COPY_ROUNDS):
-            cuda.cudaMemcpyAsync(pointers[0], pointers[1], ctypes.c_size_t(COPY_BYTES), 3, None)
-        cuda.cudaDeviceSynchronize()
-        best = max(best, 2 * COPY_BYTES * COPY_ROUNDS / (time.perf_counter() - start) / 1e9)
-    for pointer in pointers:
-        cuda.cudaFree(pointer)
-    return round(best, 1)
+def build(run: Run) -> None:
+    """The engine, both libraries, and the two programs."""
+    made = run.folder / "cmake"
+    cuda = run.args.library is None
+    options = ["-DDGEMMA_PYTHON=OFF", f"-DDGEMMA_CUDA={'ON' if cuda else 'OFF'}"]
+    if shutil.which("ninja"):
+        options += ["-G", "Ninja"]
+    run.command(["cmake", "-S", REPOSITORY, "-B", made, *options])
+    targets = ["dgemma_engine"] + (["dgemma_cuda", "dgemma_cuda_timing"] if cuda else [])
+    jobs = str(os.cpu_count() or 1)
+    run.command(["cmake", "--build", made, "--parallel", jobs, "--target", *targets])
+    source, include = REPOSITORY / "bench" / "cuda", REPOSITORY / "native" / "include"
+    compiler = os.environ.get("CC") or shutil.which("cc") or "gcc"
+    engine = made / "libdgemma_engine.a"
+    run.command([compiler, "-O2", "-std=gnu11", "-I", include, source / "steps.c", engine,
+                 "-o", run.steps, "-lpthread", "-lm", "-ldl"])  # fmt: skip
+    if cuda:
+        run.command(["nvcc", "-O3", "-std=c++17", "-arch=native", source / "limits.cu",
+                     "-o", run.folder / "limits"])  # fmt: skip
 
 
-def main() -> None:
+def limits(run: Run) -> dict[str, Any]:
+    """Rates of this machine."""
+    found: dict[str, Any] = json.loads(run.command([run.folder / "limits"], timeout=60).stdout)
+    return found
+
+
+def agree(run: Run) -> dict[str, Any]:
+    """Logits of small models in each type, on the GPU and on the CPU."""
+    found: dict[str, Any] = {}
+    wrong = []
+    for kind in run.args.types:
+        path = run.folder / f"small-{kind}.gguf"
+        random_gguf.write("small", kind, path, embedding=kind if kind != "nvfp4" else "q8_0")
+        logits = {}
+        for backend in ("cpu", "cuda"):
+            out = run.folder / f"small-{backend}.f32"
+            run.run_steps("answer", path, backend, out, "3", timeout=120)
+            shape = (-1, random_gguf.PRESETS["small"].vocab)
+            logits[backend] = np.fromfile(out, np.float32).reshape(shape)
+        found[kind] = entry = compare(logits["cuda"], logits["cpu"])
+        entry["ok"] = entry["error"] < (FLOAT_LIMIT if kind in FLOAT_TYPES else BLOCK_LIMIT)
+        if not entry["ok"]:
+            wrong.append(f"{kind}: {entry['error']:.3g}")
+        run.found["agree"] = found
+    if wrong:
+        raise StageError(f"too far from the CPU: {', '.join(wrong)}")
+    return found
+
+
+def compare(actual: Any, expected: Any) -> dict[str, Any]:
+    """Median over positions of the error of logits, as a share of their spread; and how often the
+    most probable token is the same."""
+    error = np.sqrt(np.square(actual - expected).mean(-1)) / expected.std(-1)
+    same = (actual.argmax(-1) == expected.argmax(-1)).mean()
+    median = float(np.median(error))
+    return {
+        "error": median if np.isfinite(median) else float("inf"),
+        "largest_error": float(error.max()),
+        "same_argmax": float(same),
+    }
+
+
+def measure_steps(run: Run) -> dict[str, Any]:
+    """Steps and a prompt at full size."""
+    run.wait_for_model()
+    behind, steps = str(run.args.n_past), str(run.args.steps)
+    found = run.run_steps("time", run.model, "cuda", behind, steps)
+    times = found["step_ms"]
+    found["step_ms"] = {"median": statistics.median(times), "min": min(times), "max": max(times)}
+    found["file_bytes"] = run.model.stat().st_size
+    bandwidth = run.found.get("limits", {}).get("copy_gb_per_s")
+    if bandwidth:
+        floor = found["file_bytes"] / bandwidth * 1e-6
+        found["memory_floor_ms"] = round(floor, 3)
+        found["times_memory_floor"] = round(found["step_ms"]["median"] / floor, 3)
+    return found
+
+
+# Which tensors a kernel reads, once in a step.
+READS = {
+    "gate_up_kernel": r"ffn_(gate_up|gate|up)_exps\.weight",
+    "down_kernel": r"ffn_down_exps\.weight",
+    "matmul_kernel": r"(attn_(q|k|v|output)|ffn_(gate|up|down|gate_inp)|self_cond_\w+)\.weight",
+    "statistics_kernel": r"token_embd\.weight",
+}
+
+
+def work_of(preset: random_gguf.Preset, kind: str) -> dict[str, tuple[float, float]]:
+    """Bytes of weights and operations of a step, by kernel."""
+    tensors = random_gguf.all_tensors(preset, kind)
+    work = {}
+    for kernel, pattern in READS.items():
+        n_bytes = flop = 0.0
+        for t in tensors:
+            if not re.fullmatch(rf"(blk\.\d+\.)?{pattern}", t.name) or len(t.shape) < 2:
+                continue
+            n_bytes += t.n_bytes()
+            rows, columns = t.shape[-2:]
+            each = preset.used if len(t.shape) == 3 else 1
+            flop += 2.0 * rows * columns * each * preset.canvas
+        work[kernel] = n_bytes, flop
+    return work
+
+
+def profile(run: Run) -> list[dict[str, Any]]:
+    """Time of each kernel in a step, by the library that measures its launches."""
+    run.wait_for_model()
+    out = run.folder / "launches.txt"
+    out.unlink(missing_ok=True)
+    library = run.library.with_name("libdgemma_cuda_timing.so")
+    arguments = ("profile", run.model, "cuda", str(run.args.n_past), str(run.args.steps))
+    env = {"DGEMMA_CUDA_LIBRARY": str(library), "DGEMMA_CUDA_TIMING_FILE": str(out)}
+    run.run_steps(*arguments, **env)
+    return kernels(out.read_text(), run.args, run.found.get("limits", {}))
+
+
+def kernels(launches: str, args: Any, limits: dict[str, Any]) -> list[dict[str, Any]]:
+    """The lines of the timing library, per step, largest first, with rates and their shares."""
+    sums: dict[str, list[float]] = {}
+    for line in launches.splitlines():
+        n, ms, name = line.split("\t")
+        known = re.search(r"\d([a-z_]+_kernel)", name)
+        entry = sums.setdefault(known[1] if known else name, [0, 0])
+        entry[0] += int(n)
+        entry[1] += float(ms)
+    steps = sums.get("draw_kernel", [1, 0])[0]  # launched once a step
+    work = work_of(random_gguf.PRESETS[args.preset], args.type)
+    found = []
+    for name, (n, ms) in sorted(sums.items(), key=lambda item: -item[1][1]):
+        entry_: dict[str, Any] = {"kernel": name, "launches": n / steps, "ms": ms / steps}
+        if name in work and ms > 0:
+            n_bytes, flop = work[name]
+            entry_["gb_per_s"] = n_bytes / (ms / steps) * 1e-6
+            entry_["top_per_s"] = flop / (ms / steps) * 1e-9
+            if limits.get("copy_gb_per_s"):
+                entry_["share_of_copy"] = entry_["gb_per_s"] / limits["copy_gb_per_s"]
+                entry_["share_of_int8"] = entry_["top_per_s"] / limits["int8_mma_top_per_s"]
+        found.append(entry_)
+    return found
+
+
+def sanitize(tool: str) -> Callable[[Run], None]:
+    """compute-sanitizer over a step of small models: an integer, an FP4 and a float type."""
+
+    def work(run: Run) -> None:
+        sanitizer = shutil.which("compute-sanitizer")
+        if sanitizer is None:
+            raise StageError("compute-sanitizer is not on the PATH")
+        for kind in ("q4_k", "nvfp4", "f16"):
+            path = run.folder / f"small-{kind}.gguf"
+            if not path.exists():
+                random_gguf.write("small", kind, path)
+            out = run.folder / "sanitized.f32"
+            checked = [sanitizer, "--tool", tool, "--error-exitcode", "9"]
+            run.command([*checked, run.steps, "answer", path, "cuda", out, "2"], timeout=100,
+                        DGEMMA_CUDA_LIBRARY=str(run.library))  # fmt: skip
+
+    return work
+
+
+def pytest_stage(run: Run) -> str | None:
+    """The tests of the CUDA backend, where the package and what they need is installed."""
+    needed = "import pytest, transformers, gguf, dgemma._native"
+    if subprocess.run([sys.executable, "-c", needed], capture_output=True, check=False).returncode:
+        return "left out: the package and its test extra are not installed"
+    tests = REPOSITORY / "tests" / "test_cuda.py"
+    run.command([sys.executable, "-m", "pytest", "-q", tests], DGEMMA_TEST_CUDA=str(run.library))
+    return None
+
+
+# ---- Report --------------------------------------------------------------------------------------
+
+
+def table(found: dict[str, Any]) -> str:
+    """The report as Markdown."""
+    lines = [f"# {found['device']}, {found['date']}, {found['preset']} {found['type']}", ""]
+    lines += ["| stage | outcome | s |", "| --- | --- | --- |"]
+    for name, entry in found["stages"].items():
+        lines.append(f"| {name} | {'ok' if entry['ok'] else 'failed'} | {entry['seconds']} |")
+    if "limits" in found:
+        rates = found["limits"]
+        lines += [
+            "",
+            f"Copy {rates['copy_gb_per_s']:.0f} GB/s, read {rates['read_gb_per_s']:.0f} GB/s, "
+            f"int8 mma {rates['int8_mma_top_per_s']:.0f} TOP/s, "
+            f"bf16 mma {rates['bf16_mma_tflop_per_s']:.0f} TFLOP/s.",
+        ]
+    if "time" in found:
+        timed = found["time"]
+        step = timed["step_ms"]
+        lines += [
+            "",
+            f"Step behind {timed['n_past']} tokens: median {step['median']:.2f} ms "
+            f"({step['min']:.2f} to {step['max']:.2f}); prompt "
+            f"{timed['prefill_tokens_per_s']:.0f} tokens/s; load {timed['load_s']:.1f} s.",
+        ]
+        if "memory_floor_ms" in timed:
+            lines += [
+                f"Reading the file once at the copy rate: {timed['memory_floor_ms']:.2f} ms; "
+                f"the step takes {timed['times_memory_floor']:.2f} times that."
+            ]
+    if "profile" in found:
+        lines += ["", "| kernel | launches a step | ms | GB/s | of copy | TOP/s | of int8 |",
+                  "| --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+        for k in found["profile"]:
+            rates = ["", "", "", ""]
+            if "gb_per_s" in k:
+                copy, int8 = (
+                    f"{k[s]:.0%}" if s in k else "" for s in ("share_of_copy", "share_of_int8")
+                )
+                rates = [f"{k['gb_per_s']:.0f}", copy, f"{k['top_per_s']:.0f}", int8]
+            lines.append(f"| {k['kernel']} | {k['launches']:.1f} | {k['ms']:.3f} | "
+                         f"{' | '.join(rates)} |")  # fmt: skip
+    if "agree" in found:
+        lines += ["", "| type | error of logits | same argmax |", "| --- | --- | --- |"]
+        for kind, entry in found["agree"].items():
+            lines.append(f"| {kind} | {entry['error']:.2g} | {entry['same_argmax']:.0%} |")
+    return "\n".join(lines) + "\n"
+
+
+WORK: dict[str, Callable[[Run], Any]] = {
+    "build": build,
+    "limits": limits,
+    "agree": agree,
+    "time": measure_steps,
+    "profile": profile,
+    "memcheck": sanitize("memcheck"),
+    "racecheck": sanitize("racecheck"),
+    "pytest": pytest_stage,
+}
+
+
+def _names(known: Sequence[str]) -> Callable[[str], list[str]]:
+    def parse(text: str) -> list[str]:
+        names = text.split(",")
+        unknown = sorted(set(names) - set(known))
+        if unknown:
+            raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: expected {' '.join(known)}")
+        return names
+
+    return parse
+
+
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=REPOSITORY / "build" / "gpu")
-    parser.add_argument("--type", default="q4_0", help="of the full-size weights")
-    args = parser.parse_args()
-    device = device_name()
-    folder = args.folder.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    stages, package = build(folder, dict(os.environ))
-    library = package / "dgemma" / "libdgemma_cuda.so"
-    env = {**os.environ, "PYTHONPATH": str(package), "DGEMMA_TEST_CUDA": str(library)}
-    dgemma = [sys.executable, "-c", "import sys; from dgemma.cli import main; sys.exit(main())"]
+    parser.add_argument("--type", choices=random_gguf.TYPES, default="q4_0", help="at full size")
+    types = list(random_gguf.TYPES)
+    parser.add_argument("--types", type=_names(types), default=types,
+                        help="to compare with the CPU: a,b,…")  # fmt: skip
+    parser.add_argument("--preset", choices=random_gguf.PRESETS, default="26b-a4b")
+    parser.add_argument("--n-past", type=int, default=512, help="tokens before the canvas")
+    parser.add_argument("--steps", type=int, default=20, help="to measure")
+    parser.add_argument("--stages", type=_names(STAGES), default=list(STAGES))
+    parser.add_argument("--budget", type=float, default=570, help="seconds for everything")
+    parser.add_argument("--library", type=Path, help="use this libdgemma_cuda.so; build none")
+    parser.add_argument("--device", help="name in the report; default: nvidia-smi's")
+    parser.add_argument("--results", type=Path, default=REPOSITORY / "bench" / "results")
+    args = parser.parse_args(words)
+    if args.steps < 1 or args.n_past < 0 or args.budget <= 0:
+        parser.error("--steps and --budget must be positive, --n-past not negative")
+    args.stages = frozenset(args.stages)
+    return args
 
-    found: dict[str, Any] = {"device": device, "date": datetime.date.today().isoformat()}
-    found["copy_gb_per_s"] = copy_bandwidth(env)
-    if importlib.util.find_spec("pytest") and importlib.util.find_spec("transformers"):
-        tests = [sys.executable, "-m", "pytest", "-q", str(REPOSITORY / "tests" / "test_cuda.py")]
-        stages.append(run(tests, env))
-        sanitizer = shutil.which("compute-sanitizer")
-        for tool in ("memcheck", "racecheck") if sanitizer else ():
-            checked = [str(sanitizer), "--tool", tool, "--error-exitcode", "9", *tests]
-            stages.append(run([*checked, "-k", "small"], env))
-    else:
-        found["tests"] = "skipped: pytest and transformers are not installed"
 
-    model = folder / f"26b-a4b-{args.type}.gguf"
-    if not model.exists():
-        stages.append(run([*dgemma, "synth", "--preset", "26b-a4b", "--type", args.type,
-                           "--outfile", str(model)], env))  # fmt: skip
-    measured = run([*dgemma, "bench", "-m", str(model), "--backend", "cuda", "--json"], env)
-    stages.append(measured)
-    if measured["ok"]:
-        found["bench"] = json.loads(measured["output"])
-        step = found["bench"]["step_ms"]["median"]
-        bandwidth = found["copy_gb_per_s"]
-        print(f"{device}: {step:.2f} ms a step", end="")
-        if bandwidth:
-            floor = model.stat().st_size / bandwidth / 1e6
-            found["memory_floor_ms"] = round(floor, 2)
-            print(f", {step / floor:.2f} times the time to read the weights once", end="")
-        print()
-    found["stages"] = [{**stage, "output": stage["output"][-4000:]} for stage in stages]
-    name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
-    target = REPOSITORY / "bench" / "results" / f"{name}-{found['date']}.json"
-    target.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(f"wrote {target}")
-    if not all(stage["ok"] for stage in stages):
-        raise SystemExit("gpu.py: some stages failed: see the file")
+def main(words: Sequence[str] | None = None) -> int:
+    """Runs the stages; 0 where all of them succeeded."""
+    args = arguments(words)
+    run = Run(args, args.results)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    run.begin_synthesis()
+    try:
+        for name in STAGES:
+            if name in args.stages:
+                run.stage(name, WORK[name])
+    finally:
+        if run.synthesis is not None:
+            run.synthesis.kill()
+    print(table(run.found))
+    print(f"wrote {run.target}")
+    return 0 if all(entry["ok"] for entry in run.found["stages"].values()) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""Registers and spills of every CUDA kernel, for one architecture: what docs/cuda.md's table shows.
+
+    python bench/cuda_resources.py [--arch 90] [--spills] [--check 80 86 89 90 100 120a 121a]
+
+Compiles native/cuda with `nvcc -Xptxas -v` and warnings as errors; needs no GPU. --check compiles
+for several architectures and prints the largest number of registers and the spills of each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+# Template arguments of the formats (formats.cuh) by their mangled names' demangled forms.
+CODES = ["signed nibble", "nibble", "iq4", "e2m1", "2 bit", "3 bit", "5 bit", "signed 5 bit",
+         "6 bit", "8 bit"]  # fmt: skip
+FORMATS = {
+    (0, 32, False, False): "q4_0", (1, 32, True, False): "q4_1", (7, 32, False, False): "q5_0",
+    (6, 32, True, False): "q5_1", (9, 32, False, False): "q8_0", (4, 16, True, True): "q2_k",
+    (5, 16, False, True): "q3_k", (1, 32, True, True): "q4_k", (6, 32, True, True): "q5_k",
+    (8, 16, False, True): "q6_k", (2, 32, False, False): "iq4_nl", (2, 32, False, True): "iq4_xs",
+    (3, 16, False, False): "nvfp4",
+}  # fmt: skip
+FLOATS = ["f16", "bf16", "f32"]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What ptxas says of one kernel."""
+
+    source: str
+    name: str
+    format: str  # "" where it does not depend on one
+    registers: int
+    spilled: int  # bytes stored
+
+
+def compile_source(source: Path, arch: str, folder: Path) -> list[Kernel]:
+    """Compiles one file; its kernels."""
+    command = [
+        "nvcc", "-std=c++17", f"-gencode=arch=compute_{arch},code=sm_{arch}", "-Xptxas=-v",
+        "-Xcompiler=-Wall,-Wextra", "-Werror=all-warnings", f"-I{REPOSITORY / 'native'}",
+        f"-I{REPOSITORY / 'native' / 'include'}", "-c", str(source),
+        "-o", str(folder / f"{source.stem}-{arch}.o"),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"{source.name}, sm_{arch}:\n{done.stdout}{done.stderr}")
+    found, name, spilled = [], "", 0
+    for line in demangled(done.stderr + done.stdout).splitlines():
+        if entry := re.search(r"Compiling entry function '(.*)' for", line):
+            name, spilled = entry[1], 0
+        elif spill := re.search(r"(\d+) bytes spill stores", line):
+            spilled = int(spill[1])
+        elif used := re.search(r"Used (\d+) registers", line):
+            short = re.sub(r"\(anonymous namespace\)::|\((Codes|FloatKind)\)|^void ", "", name)
+            kernel = re.split(r"[<(]", short)[0]
+            found.append(Kernel(source.stem, kernel + sizes_of(short), format_of(short),
+                                int(used[1]), spilled))  # fmt: skip
+    return found
+
+
+def demangled(text: str) -> str:
+    """The text with readable names."""
+    return subprocess.run(
+        ["c++filt"], input=text, capture_output=True, text=True, check=True
+    ).stdout
+
+
+def format_of(name: str) -> str:
+    """The file type whose format a kernel is compiled for."""
+    if whole := re.search(r"IntegerFormat<(\d+), (\d+), (true|false), (true|false)>", name):
+        key = (int(whole[1]), int(whole[2]), whole[3] == "true", whole[4] == "true")
+        return FORMATS.get(key, CODES[key[0]])
+    if floats := re.search(r"FloatFormat<(\d)>", name):
+        return FLOATS[int(floats[1])]
+    return "nvfp4 on fp4 units" if "NativeFp4Format" in name else ""
+
+
+def sizes_of(name: str) -> str:
+    """Plain numbers among the template arguments."""
+    sizes = re.match(r"[a-z_]+(<\d+, \d+>)", name)
+    return sizes[1] if sizes else ""
+
+
+def kernels(arch: str) -> list[Kernel]:
+    """All kernels for an architecture."""
+    sources = sorted((REPOSITORY / "native" / "cuda").glob("*.cu"))
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+        parts = pool.map(lambda source: compile_source(source, arch, Path(folder)), sources)
+        return [kernel for part in parts for kernel in part]
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", default="90")
+    parser.add_argument("--spills", action="store_true", help="only kernels that spill")
+    parser.add_argument("--check", nargs="+", metavar="ARCH", help="compare architectures")
+    args = parser.parse_args()
+    if args.check:
+        print("| architecture | kernels | most registers | kernels that spill | most bytes |")
+        print("| --- | --- | --- | --- | --- |")
+        for arch in args.check:
+            found = kernels(arch)
+            spilling = [kernel.spilled for kernel in found if kernel.spilled]
+            most, worst = max(k.registers for k in found), max(spilling, default=0)
+            line = f"| {arch} | {len(found)} | {most} | {len(spilling)} | {worst} |"
+            print(line, flush=True)
+        return
+    print("| kernel | format | registers | spilled bytes |\n| --- | --- | --- | --- |")
+    for k in kernels(args.arch):
+        if k.spilled or not args.spills:
+            print(f"| {k.name} | {k.format} | {k.registers} | {k.spilled or ''} |")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
