@@ -318,6 +318,11 @@ def test_both_spellings_of_head_sizes_give_the_same_file(tmp_path: Path) -> None
     run(folder, tmp_path / "new.gguf", model_name="same")
     run(old, tmp_path / "old.gguf", model_name="same")
     assert (tmp_path / "new.gguf").read_bytes() == (tmp_path / "old.gguf").read_bytes()
+    config = json.loads((old / "config.json").read_text())
+    config["text_config"]["per_layer_config"] = None
+    (old / "config.json").write_text(json.dumps(config))
+    run(old, tmp_path / "null.gguf", model_name="same")
+    assert (tmp_path / "null.gguf").read_bytes() == (tmp_path / "old.gguf").read_bytes()
 
 
 def test_copies_of_tied_weights_are_left_out(plain: Path, tmp_path: Path) -> None:

@@ -316,6 +316,8 @@ def test_model_card(source: Path, out: Path) -> None:
         ({"tensor_types": ["(=q8_0"]}, "bad regular expression"),
         ({"tensor_types": ["a=q9"]}, "'q9' is not a type that can be written"),
         ({"token_embedding_type": "q9"}, "'q9' is not a type"),
+        ({"tensor_types": ["attn_q=q8_0", "attn_x=q8_0"]}, "'attn_x': found in the name of no"),
+        ({"tensor_types": ["attn_norm=q8_0"]}, "no weight that can have another type"),
     ],
 )
 def test_options(source: Path, out: Path, options: dict[str, Any], match: str) -> None:

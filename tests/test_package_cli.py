@@ -78,11 +78,15 @@ def test_inspect(capsys: pytest.CaptureFixture[str], tiny_gguf: Path, tmp_path: 
     assert code == 0
     assert "diffusion-gemma" in out
     assert "runs here" in out
+    assert re.search(r"^ +attention +q8_0 [\d.]+ kB$", out, re.MULTILINE)
     code, out, _ = run(capsys, "inspect", tiny_gguf, "--json")
     found = json.loads(out)
     assert found["runs"] is True
     assert found["n_tensors"] == len(found["tensors"])
     assert sum(tensor["bytes"] for tensor in found["tensors"]) <= found["bytes"]
+    assert found["mix"]["experts_down"].keys() == {"q8_0"}
+    of_all_kinds = sum(sum(sizes.values()) for sizes in found["mix"].values())
+    assert of_all_kinds == sum(found["bytes_per_type"].values())
     sizes = [need["total"] for need in found["memory"]]
     assert sizes == sorted(sizes)
     with DiffusionGemma(tiny_gguf) as llm:

@@ -200,7 +200,7 @@ def _layers(text: _Reader) -> tuple[Layer, ...]:
     kinds = [*kinds[:-1], FULL]
 
     overrides: dict[int, _Reader] = {}
-    if "per_layer_config" in text.values:
+    if text.values.get("per_layer_config") is not None:
         entries = text.object("per_layer_config")
         for key in entries.values:
             # written with leading zeros ("05") where there are ten layers or more

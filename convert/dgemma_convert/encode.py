@@ -16,7 +16,7 @@ from dgemma.errors import Error as EngineError
 
 from .errors import ConvertError
 from .importance import Importance
-from .policy import WITH_MULTIPLIER, Policy, Type, fitting
+from .policy import WITH_MULTIPLIER, Kind, Policy, Type, fitting
 from .quantized import kept_as
 from .sources import Bytes, RowSlice, Source, matrices
 from .tensors import MappedTensor
@@ -51,7 +51,14 @@ class Step:
 def plan(
     tensors: list[MappedTensor], policy: Policy, importance: Importance | None = None
 ) -> list[Step]:
-    """What is to be written, in order."""
+    """What is to be written, in order; ConvertError where an exception to the mix fits nothing."""
+    names = [tensor.name for tensor in tensors if tensor.kind is not Kind.VECTOR]
+    for pattern, _ in policy.by_name:
+        if not any(pattern.search(name) for name in names):
+            raise ConvertError(
+                f"--tensor-type {pattern.pattern!r}: found in the name of no weight that can have "
+                "another type; --dry-run lists all names"
+            )
     steps = _steps(tensors, policy)
     if importance is None:
         return steps

@@ -8,6 +8,9 @@ import os
 from collections import Counter
 from typing import Any
 
+from dgemma_convert.policy import Kind
+from dgemma_convert.tensors import kind_of
+
 from .._native import File, Model
 from ..errors import Error
 from .shared import Subparsers
@@ -39,8 +42,10 @@ def describe(path: str, *, with_tensors: bool) -> dict[str, Any]:
     with File(path) as file:
         keys, tensors = file.keys, file.tensors
         types: Counter[str] = Counter()
+        mix: dict[str, Counter[str]] = {kind.value: Counter() for kind in Kind}
         for tensor in tensors:
             types[tensor.type.name] += len(tensor.data)
+            mix[kind_of(tensor.name).value][tensor.type.name] += len(tensor.data)
         found: dict[str, Any] = {
             "file": path,
             "bytes": file.n_bytes,
@@ -49,6 +54,8 @@ def describe(path: str, *, with_tensors: bool) -> dict[str, Any]:
             "license": keys.get("general.license"),
             "n_tensors": len(tensors),
             "bytes_per_type": dict(types.most_common()),
+            "mix": {kind: dict(sizes.most_common()) for kind, sizes in mix.items() if sizes},
+            "imatrix": keys.get("quantize.imatrix.file"),
             "has_chat_template": "tokenizer.chat_template" in keys,
         }
         if with_tensors:
@@ -94,12 +101,20 @@ def size_text(n_bytes: float) -> str:
     return f"{n_bytes:.2f} GB"
 
 
+def _sizes(bytes_per_type: dict[str, int]) -> str:
+    return ", ".join(f"{name} {size_text(n)}" for name, n in bytes_per_type.items())
+
+
 def _lines(found: dict[str, Any], tensors: bool) -> list[str]:
     lines = [
         f"{found['name'] or found['file']}: {found['architecture']}, {size_text(found['bytes'])}, "
         f"{found['n_tensors']} tensors",
-        "  " + ", ".join(f"{t} {size_text(n)}" for t, n in found["bytes_per_type"].items()),
+        "  " + _sizes(found["bytes_per_type"]),
     ]
+    for kind, sizes in found["mix"].items():
+        lines.append(f"    {kind.replace('_', ' '):<18} {_sizes(sizes)}")
+    if found["imatrix"]:
+        lines.append(f"  encoded with the importance matrix {found['imatrix']}")
     if found["runs"]:
         model = found["model"]
         lines += [
