@@ -57,12 +57,13 @@ def test_bytes_are_those_of_other_machines(name):
 
 @pytest.fixture(scope="module")
 def encoders() -> list[ctypes.Array[ctypes.c_void_p]]:
-    """Tables of encoders, indexed by type: for any machine, and for this one."""
+    """Tables of encoders, indexed by type: for any machine, and the others that run on this one."""
     library = kernel_api.load()
     library.test_encoders.restype = ctypes.POINTER(ctypes.c_void_p)
-    tables = [library.test_encoders(wide) for wide in (False, True)]
-    if not tables[1]:
+    tables = [table for table in map(library.test_encoders, range(3)) if table]
+    if len(tables) == 1:
         pytest.skip("this machine has but one set of encoders")
+    print(f"{len(tables)} sets of encoders")
     return tables
 
 
@@ -99,4 +100,4 @@ def test_instruction_sets_agree(encoders, name, kind, weighted):
         pointer = weights.ctypes.data if weighted else None
         encode(values.ctypes.data, out.ctypes.data, N_ELEMENTS, pointer, scale)
         results.append(out)
-    assert np.array_equal(*results)
+    assert all(np.array_equal(results[0], result) for result in results[1:])

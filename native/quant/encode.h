@@ -10,6 +10,7 @@
 extern const dg_encode dg_encoders_baseline[DG_N_TYPES];
 #if defined(__x86_64__) || defined(__i386__)
 extern const dg_encode dg_encoders_avx2[DG_N_TYPES];
+extern const dg_encode dg_encoders_avx512vl[DG_N_TYPES];
 #endif
 
 #endif

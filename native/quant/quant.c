@@ -57,7 +57,11 @@ const dg_type_traits *dg_type_traits_of(int32_t type) {
 dg_encode dg_encoder_of(int32_t type) {
     if (type < 0 || type >= DG_N_TYPES) return NULL;
 #if defined(__x86_64__) || defined(__i386__)
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return dg_encoders_avx2[type];
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+        const bool avx512vl = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+        return avx512vl ? dg_encoders_avx512vl[type] : dg_encoders_avx2[type];
+    }
 #endif
     return dg_encoders_baseline[type];
 }
