@@ -12,6 +12,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -357,6 +358,29 @@ def test_existing_target_survives_a_failure(
         with pytest.raises(KeyboardInterrupt):
             convert(source, target, "f32", force=True, progress=False)
     assert (target.read_text(), list(out.iterdir())) == ("precious", [target])
+
+
+def test_interrupt_while_threads_read_and_write(
+    source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, n_reads = encode.Slice.read, 0
+
+    def interrupting(self: encode.Slice) -> encode.Bytes:
+        nonlocal n_reads
+        n_reads += 1
+        if n_reads == 20:
+            os.kill(os.getpid(), signal.SIGINT)  # arrives in the main thread
+        return read(self)
+
+    monkeypatch.setattr(encode.Slice, "read", interrupting)
+    before = set(threading.enumerate())
+    with pytest.raises(KeyboardInterrupt):
+        convert(source, out / "model.gguf", "f32", progress=False)
+    assert list(out.iterdir()) == []
+    # The progress bar has a thread of its own, which stays.
+    left = set(threading.enumerate()) - before
+    assert not [thread for thread in left if not thread.daemon]
+    assert n_reads < 20 + 2 * encode.QUEUE
 
 
 def test_targets_that_cannot_be_written(source: Path, out: Path, tmp_path: Path) -> None:
