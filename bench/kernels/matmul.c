@@ -16,14 +16,20 @@ typedef struct job {
     dg_rows rows;
     float *out;
     bool decode, multiply;
+    float *sums;
 } job;
 
 static void run(void *context) {
     job *j = context;
-    for (int64_t f = 0; f < N_FEATURES; f += j->kernels->lanes) {
-        if (j->decode) j->kernels->decode(&j->w, 0, f, j->kernels->lanes, &j->panel);
-        if (j->multiply) j->kernels->multiply(&j->panel, &j->rows, j->out + f, N_FEATURES, j->kernels->lanes);
-    }
+    const int64_t strip = dg_strip_cols(j->kernels, j->panel.form, N_COLS);
+    for (int64_t f = 0; f < N_FEATURES; f += j->kernels->lanes)
+        for (int64_t c = 0; c < N_COLS; c += strip) {
+            j->panel.first_col = c;
+            j->panel.n_cols = N_COLS - c < strip ? N_COLS - c : strip;
+            if (j->decode) j->kernels->decode(&j->w, 0, f, j->kernels->lanes, &j->panel);
+            if (j->multiply)
+                j->kernels->multiply(&j->panel, &j->rows, j->sums, j->out + f, N_FEATURES, j->kernels->lanes);
+        }
 }
 
 static void check(const job *j, const float *x, int32_t n) {
@@ -64,6 +70,7 @@ int main(void) {
             j.rows = dg_rows_in(kernels, packed, j.panel.form, n, N_COLS, 0, n_tiles);
             j.out = bench_memory((uint64_t)n * N_FEATURES * sizeof *j.out);
             for (int32_t r = 0; r < n; r++) kernels->pack(&j.rows, r, 0, x + (int64_t)r * N_COLS, N_COLS);
+            j.sums = bench_memory((uint64_t)n_tiles * (uint64_t)(kernels->tile_rows * kernels->lanes) * sizeof *j.sums);
             const int rounds = n >= 256 ? 5 : 20;
             j.multiply = false, j.decode = true;
             double decoding = bench_best(rounds, run, &j);

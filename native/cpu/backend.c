@@ -63,10 +63,12 @@ static void carve_thread(const dg_backend *backend, const sizes *s, carving *c, 
     raise_to(&n_cols, s->n_hidden);
     raise_to(&n_cols, backend->model->n_ff_expert);
     n_cols = (n_cols + DG_MAX_LANES - 1) / DG_MAX_LANES * DG_MAX_LANES; /* decoding writes whole vectors */
-    thread->panel.values = carve_floats(c, n_cols * lanes);
+    const int64_t strip = dg_strip_cols(kernels, (dg_form){.integer = true}, INT32_MAX);
+    thread->panel.values = carve_floats(c, strip * lanes);
     thread->panel.codes = (uint8_t *)thread->panel.values;
-    thread->panel.scales = carve_floats(c, n_cols / 16 * lanes);
-    thread->panel.mins = carve_floats(c, n_cols / 16 * lanes);
+    thread->panel.scales = carve_floats(c, strip / 16 * lanes);
+    thread->panel.mins = carve_floats(c, strip / 16 * lanes);
+    thread->sums = carve_floats(c, (rows + kernels->tile_rows) * lanes);
     thread->row = carve_floats(c, 2 * n_cols);
     thread->gate = carve_floats(c, rows * DG_FEATURES);
     thread->up = carve_floats(c, rows * DG_FEATURES);

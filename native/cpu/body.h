@@ -17,6 +17,20 @@
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
+/* macro(1) macro(2) … macro(TILE_ROWS): code for tiles of every number of rows */
+#if TILE_ROWS == 1
+#define FOR_EACH_TILE(macro) macro(1)
+#elif TILE_ROWS == 2
+#define FOR_EACH_TILE(macro) macro(1) macro(2)
+#elif TILE_ROWS == 3
+#define FOR_EACH_TILE(macro) macro(1) macro(2) macro(3)
+#elif TILE_ROWS == 4
+#define FOR_EACH_TILE(macro) macro(1) macro(2) macro(3) macro(4)
+#else
+#define FOR_EACH_TILE(macro) macro(1) macro(2) macro(3) macro(4) macro(5) macro(6)
+_Static_assert(TILE_ROWS == 6, "add the other sizes");
+#endif
+
 /* Each uses the ones before it. */
 #include "cpu/body_decode.h"
 

@@ -58,11 +58,11 @@ ALWAYS_INLINE void load_rows_part(source s, int64_t offset, int64_t n_bytes, vi 
 }
 ALWAYS_INLINE void load_rows(source s, int64_t offset, vi m[4]) { load_rows_part(s, offset, 16, m); }
 
+/* The first of the four words at `offset`. Loading all sixteen bytes takes fewer instructions than gathering words. */
 ALWAYS_INLINE vi load_words(source s, int64_t offset) {
-    if (s.n == LANES) return vi_load_words(s.p + offset, s.stride);
-    uint32_t copy[LANES] = {0};
-    for (int i = 0; i < s.n; i++) memcpy(&copy[i], s.p + offset + i * s.stride, sizeof copy[i]);
-    return vi_load(copy);
+    vi m[4];
+    load_rows(s, offset, m);
+    return m[0];
 }
 
 ALWAYS_INLINE vf low_half(vi a) { return vf_from_low_halves(a); }
@@ -138,18 +138,20 @@ ALWAYS_INLINE void decode_q4_1(source s, target *t) {
 }
 
 ALWAYS_INLINE void decode_q5_0(source s, target *t) {
-    vi m[4];
+    vi m[4], head[4]; /* d, then the high bits */
+    load_rows(s, 0, head);
     load_rows(s, 6, m);
-    put_five_bits(t, m, load_words(s, 2));
-    put_scale(t, low_half(load_words(s, 0)));
+    put_five_bits(t, m, vi_or(vi_shift_right(head[0], 16), vi_shift_left(head[1], 16)));
+    put_scale(t, low_half(head[0]));
 }
 
 ALWAYS_INLINE void decode_q5_1(source s, target *t) {
-    vi m[4], head = load_words(s, 0);
+    vi m[4], head[4]; /* d and m, then the high bits */
+    load_rows(s, 0, head);
     load_rows(s, 8, m);
-    put_five_bits(t, m, load_words(s, 4));
-    put_scale(t, low_half(head));
-    put_min(t, vf_sub(vf_set(0), high_half(head)));
+    put_five_bits(t, m, head[1]);
+    put_scale(t, low_half(head[0]));
+    put_min(t, vf_sub(vf_set(0), high_half(head[0])));
 }
 
 ALWAYS_INLINE void decode_q8_0(source s, target *t) {
@@ -182,11 +184,11 @@ ALWAYS_INLINE void decode_iq4_nl(source s, target *t) {
 
 /* ---- NVFP4 --------------------------------------------------------------------------------------------------- */
 
-/* Half of an E4M3 number (the table of codes is doubled): moved into float32's fields it is too small by 2^120. The
- * code of NaN stands for zero. */
+/* Half of an E4M3 number (the table of codes is doubled): moved into binary16's fields it is too small by 2^8. Going by
+ * way of float32's fields instead would meet its subnormal numbers, which are slow. The code of NaN stands for zero. */
 ALWAYS_INLINE vf half_e4m3(vi scales, const int i) {
     vi code = vi_and(vi_shift_right(scales, 8 * i), vi_set(127));
-    vf value = vf_mul(vf_from_bits(vi_shift_left(code, 20)), vf_set(0x1p119f));
+    vf value = vf_mul(vf_from_low_halves(vi_shift_left(code, 7)), vf_set(0x1p7f));
     return vf_where_less(vf_from_int(code), vf_set(127), value, vf_set(0));
 }
 
@@ -257,7 +259,9 @@ ALWAYS_INLINE void decode_q5_k(source s, target *t) {
 
 ALWAYS_INLINE void decode_q6_k(source s, target *t) {
     vi scales[4];
-    vf d = low_half(vi_shift_right(load_words(s, 206), 16)); /* the last two bytes */
+    vi end[4];
+    load_rows(s, 194, end);
+    vf d = high_half(end[3]); /* the last two bytes */
     load_rows(s, 192, scales);
     UNROLL
     for (int i = 0; i < 16; i++) put_scale(t, vf_mul(d, signed_byte(scales[i / 4], i % 4)));
@@ -273,8 +277,9 @@ ALWAYS_INLINE void decode_q6_k(source s, target *t) {
 }
 
 ALWAYS_INLINE void decode_q2_k(source s, target *t) {
-    vi scales[4], head = load_words(s, 80);
-    vf d = low_half(head), dmin = high_half(head);
+    vi scales[4], end[4];
+    load_rows(s, 68, end);
+    vf d = low_half(end[3]), dmin = high_half(end[3]);
     load_rows(s, 0, scales);
     UNROLL
     for (int i = 0; i < 16; i++) {
@@ -318,9 +323,10 @@ ALWAYS_INLINE void decode_q3_k(source s, target *t) {
 }
 
 ALWAYS_INLINE void decode_iq4_xs(source s, target *t) {
-    vi head = load_words(s, 0), low = load_words(s, 4);
-    vf d = low_half(head);
-    vi high = vi_shift_right(head, 16);
+    vi head[4]; /* d and the high bits of the scales, their low bits */
+    load_rows(s, 0, head);
+    vf d = low_half(head[0]);
+    vi high = vi_shift_right(head[0], 16), low = head[1];
     UNROLL
     for (int i = 0; i < 8; i++) {
         vi nibble = vi_and(vi_shift_right(low, 4 * i), vi_set(15));
@@ -432,11 +438,10 @@ static void decode_any_floats(int32_t type, source s, float multiplier, int64_t 
 
 static void decode(const dg_weight *weight, int64_t matrix, int64_t first_row, int32_t n_rows, dg_panel *panel) {
     const int64_t row_bytes = (int64_t)dg_row_bytes(weight->type, weight->n_cols);
-    const uint8_t *src =
-        (const uint8_t *)weight->data + (uint64_t)matrix * weight->matrix_bytes + first_row * row_bytes;
+    const uint8_t *src = (const uint8_t *)weight->data + (uint64_t)matrix * weight->matrix_bytes +
+                         first_row * row_bytes + dg_row_bytes(weight->type, panel->first_col);
     const float multiplier = weight->scale != NULL ? weight->scale[matrix] : 1.0f;
     const bool plain = weight->type == DG_TYPE_F32 || weight->type == DG_TYPE_F16 || weight->type == DG_TYPE_BF16;
-    panel->n_cols = weight->n_cols;
     for (int v = 0; v < VECTORS; v++) {
         const int first = v * LANES;
         if (first >= n_rows) break;
@@ -445,10 +450,10 @@ static void decode(const dg_weight *weight, int64_t matrix, int64_t first_row, i
             decode_integers(
                 weight->type, s,
                 (target){panel->codes + first * 4, panel->scales + first, panel->mins + first, vf_set(multiplier)},
-                weight->n_cols);
+                panel->n_cols);
         else if (plain)
-            decode_plain_floats(weight->type, s, multiplier, weight->n_cols, panel->values + first);
+            decode_plain_floats(weight->type, s, multiplier, panel->n_cols, panel->values + first);
         else
-            decode_any_floats(weight->type, s, multiplier, weight->n_cols, panel->values + first);
+            decode_any_floats(weight->type, s, multiplier, panel->n_cols, panel->values + first);
     }
 }

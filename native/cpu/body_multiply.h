@@ -62,10 +62,11 @@ ALWAYS_INLINE void multiply_integers(const int n_rows, const int group, const bo
     const int64_t n_blocks = panel->n_cols / DG_BLOCK;
     const uint8_t *w = panel->codes;
     const float *w_scale = panel->scales, *w_min = panel->mins;
-    const int8_t *x = rows->codes + tile * n_blocks * TILE_ROWS * DG_BLOCK;
-    const float *x_scale = rows->scales + tile * n_blocks * TILE_ROWS;
-    const int32_t *bias = rows->bias + tile * n_blocks * groups_per_block * TILE_ROWS;
-    const float *x_sum = has_mins ? rows->sums + tile * n_blocks * groups_per_block * TILE_ROWS : NULL;
+    const int64_t block = (tile * rows->n_cols + panel->first_col) / DG_BLOCK;
+    const int8_t *x = rows->codes + block * TILE_ROWS * DG_BLOCK;
+    const float *x_scale = rows->scales + block * TILE_ROWS;
+    const int32_t *bias = rows->bias + block * groups_per_block * TILE_ROWS;
+    const float *x_sum = has_mins ? rows->sums + block * groups_per_block * TILE_ROWS : NULL;
     const int n_fetched = lines_per_block(panel, rows);
     const uint8_t *next = panel->next + tile * n_blocks * n_fetched * CACHE_LINE;
 
@@ -120,7 +121,7 @@ ALWAYS_INLINE void multiply_integers(const int n_rows, const int group, const bo
 ALWAYS_INLINE void multiply_floats(const int n_rows, const dg_panel *panel, const dg_rows *rows, int64_t tile,
                                    vf acc[TILE_ROWS][VECTORS]) {
     const float *w = panel->values;
-    const float *x = rows->values + tile * panel->n_cols * TILE_ROWS;
+    const float *x = rows->values + (tile * rows->n_cols + panel->first_col) * TILE_ROWS;
     for (int64_t c = 0; c < panel->n_cols; c++, w += PANEL_LANES, x += TILE_ROWS) {
         vf column[VECTORS];
         UNROLL
@@ -134,13 +135,14 @@ ALWAYS_INLINE void multiply_floats(const int n_rows, const dg_panel *panel, cons
     }
 }
 
-ALWAYS_INLINE void multiply_tile(const int n_rows, const dg_panel *panel, const dg_rows *rows, int64_t tile, float *out,
-                                 int64_t out_stride, int32_t n_lanes) {
+ALWAYS_INLINE void multiply_tile(const int n_rows, const dg_panel *panel, const dg_rows *rows, int64_t tile,
+                                 float *sums, float *out, int64_t out_stride, int32_t n_lanes) {
     vf acc[TILE_ROWS][VECTORS];
     UNROLL
     for (int t = 0; t < n_rows; t++) {
         UNROLL
-        for (int v = 0; v < VECTORS; v++) acc[t][v] = vf_set(0);
+        for (int v = 0; v < VECTORS; v++)
+            acc[t][v] = panel->first_col > 0 ? vf_load(sums + t * PANEL_LANES + v * LANES) : vf_set(0);
     }
     const dg_form form = panel->form;
     if (!form.integer)
@@ -155,6 +157,14 @@ ALWAYS_INLINE void multiply_tile(const int n_rows, const dg_panel *panel, const 
         multiply_integers(n_rows, 16, false, true, panel, rows, tile, acc);
     else
         multiply_integers(n_rows, 16, false, false, panel, rows, tile, acc);
+    if (panel->first_col + panel->n_cols < rows->n_cols) {
+        UNROLL
+        for (int t = 0; t < n_rows; t++) {
+            UNROLL
+            for (int v = 0; v < VECTORS; v++) vf_store(sums + t * PANEL_LANES + v * LANES, acc[t][v]);
+        }
+        return;
+    }
     UNROLL
     for (int t = 0; t < n_rows; t++) {
         UNROLL
@@ -169,27 +179,20 @@ ALWAYS_INLINE void multiply_tile(const int n_rows, const dg_panel *panel, const 
     }
 }
 
-static void multiply(const dg_panel *panel, const dg_rows *rows, float *out, int64_t out_stride, int32_t n_lanes) {
+static void multiply(const dg_panel *panel, const dg_rows *rows, float *sums, float *out, int64_t out_stride,
+                     int32_t n_lanes) {
     for (int32_t tile = 0; tile < rows->n_tiles; tile++) {
         int n = rows->n - tile * rows->per_tile;
         if (n > rows->per_tile) n = rows->per_tile;
         switch (n) {
 #define CASE(n_rows)                                                                                                   \
     case n_rows:                                                                                                       \
-        multiply_tile(n_rows, panel, rows, tile, out, out_stride, n_lanes);                                            \
+        multiply_tile(n_rows, panel, rows, tile, sums, out, out_stride, n_lanes);                                      \
         break;
-            CASE(1)
-            CASE(2)
-#if TILE_ROWS > 2
-            CASE(3)
-            CASE(4)
-#endif
-#if TILE_ROWS > 4
-            CASE(5)
-            CASE(6)
-#endif
+            FOR_EACH_TILE(CASE)
 #undef CASE
         }
+        sums += TILE_ROWS * PANEL_LANES;
         out += (int64_t)rows->per_tile * out_stride;
     }
 }

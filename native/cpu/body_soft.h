@@ -15,7 +15,9 @@ ALWAYS_INLINE vf panel_column(const dg_panel *panel, int64_t c, int v) {
 
 /* A square of LANES columns by LANES rows is written column by column, then read back row by row. */
 static void spread(const dg_panel *panel, bool narrow, int64_t n_cols, int32_t values_stride, void *values) {
-    uint32_t *out = values;
+    uint32_t *out = (uint32_t *)values + panel->first_col * values_stride;
+    const int64_t left = n_cols - panel->first_col;
+    n_cols = left - panel->n_cols < PANEL_LANES ? left : panel->n_cols; /* the last strip is padded */
     for (int64_t c = 0; c < n_cols; c += LANES)
         for (int v = 0; v < VECTORS; v++) {
             float square[LANES][LANES];
@@ -98,16 +100,7 @@ static void add_weighted(const dg_soft_tile *tile) {
     case n_rows + 100:                                                                                                 \
         add_weighted_rows(n_rows, HAS_BF16, tile, n_words, first, values, sums);                                       \
         break;
-                CASE(1)
-                CASE(2)
-#if TILE_ROWS > 2
-                CASE(3)
-                CASE(4)
-#endif
-#if TILE_ROWS > 4
-                CASE(5)
-                CASE(6)
-#endif
+                FOR_EACH_TILE(CASE)
 #undef CASE
             }
         }

@@ -12,6 +12,7 @@
 /* One thread's own memory. */
 typedef struct dg_thread {
     dg_panel panel;
+    float *sums;      /* (max_rows and padding, lanes) of a panel whose last strip is yet to come */
     float *row;       /* (largest n_cols) */
     float *gate, *up; /* (max_rows, DG_FEATURES) */
     float *logits;    /* (canvas_length, DG_HEAD_TOKENS) */
@@ -95,15 +96,23 @@ dg_rows dg_pack(dg_backend *backend, dg_form form, const float *x, int32_t n, in
 /* out (n, w->n_rows) = rows wᵀ */
 void dg_matmul(dg_backend *backend, const dg_weight *w, const dg_rows *rows, float *out);
 
+/* Columns of a strip of a panel in `form` whose rows have n_cols. */
+int64_t dg_strip_cols(const dg_cpu_kernels *kernels, dg_form form, int64_t n_cols);
+
 /* Output features of a matrix of `w`, from `first` on. */
 typedef struct dg_features {
     const dg_weight *w;
     int64_t matrix, first;
 } dg_features;
 
+/* Has panel->next point to a part of the features from `f` on, at most one panel of them: the part that the strip is of
+ * its own panel, so that with the last strip all will have been fetched. `f` has as many columns as the panel's weight.
+ */
+void dg_announce(dg_panel *panel, const dg_features *f, int32_t lanes);
+
 /* out (rows->n, n; stride out_stride) = rows · (n features)ᵀ, on the calling thread. `next`: what this thread will
  * probably want afterwards; it is fetched from memory meanwhile. */
-void dg_multiply_features(const dg_cpu_kernels *kernels, dg_panel *panel, const dg_features *features, int64_t n,
+void dg_multiply_features(const dg_cpu_kernels *kernels, dg_thread *thread, const dg_features *features, int64_t n,
                           const dg_features *next, const dg_rows *rows, float *out, int64_t out_stride);
 
 /* hidden[:, first … first + DG_FEATURES) = gelu_tanh(rows gateᵀ) ∘ rows upᵀ, packed, on the calling thread. The rows of

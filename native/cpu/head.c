@@ -85,25 +85,28 @@ static void tile_logits(const head_job *job, dg_thread *thread, const row_range 
     const dg_backend *backend = job->backend;
     const dg_cpu_kernels *kernels = backend->kernels;
     const dg_weight *table = &backend->model->token_embd;
-    const int64_t row_bytes = (int64_t)dg_row_bytes(table->type, table->n_cols), n_padded = padded_embd(backend);
+    const int64_t n_padded = padded_embd(backend);
     const int32_t n_tokens = tokens_of(job, tile);
     const bool narrow = is_narrow(backend);
     dg_panel *panel = &thread->panel;
     panel->form = dg_form_of(kernels, table);
+    const int64_t strip = dg_strip_cols(kernels, panel->form, table->n_cols);
     for (int32_t i = 0; i < n_tokens; i += kernels->lanes) {
         const int32_t n_lanes = n_tokens - i < kernels->lanes ? n_tokens - i : kernels->lanes;
         const int64_t first = tile * DG_HEAD_TOKENS + i;
-        kernels->decode(table, 0, first, n_lanes, panel);
-        if (job->z == NULL) {
-            panel->next = (const uint8_t *)table->data + (first + kernels->lanes) * row_bytes;
-            panel->next_bytes = kernels->lanes * row_bytes;
-            kernels->multiply(panel, &range->rows, thread->logits + i, DG_HEAD_TOKENS, n_lanes);
-            panel->next = NULL;
+        for (panel->first_col = 0; panel->first_col < table->n_cols; panel->first_col += strip) {
+            panel->n_cols = table->n_cols - panel->first_col < strip ? table->n_cols - panel->first_col : strip;
+            kernels->decode(table, 0, first, n_lanes, panel);
+            if (job->z == NULL) {
+                dg_announce(panel, &(dg_features){table, 0, first + kernels->lanes}, kernels->lanes);
+                kernels->multiply(panel, &range->rows, thread->sums, thread->logits + i, DG_HEAD_TOKENS, n_lanes);
+            }
+            if (job->soft != NULL)
+                kernels->spread(panel, narrow, n_padded, DG_HEAD_TOKENS,
+                                (float *)thread->values + (narrow ? i / 2 : i) * kernels->lanes);
         }
-        if (job->soft != NULL)
-            kernels->spread(panel, narrow, n_padded, DG_HEAD_TOKENS,
-                            (float *)thread->values + (narrow ? i / 2 : i) * kernels->lanes);
     }
+    panel->next = NULL;
     for (int32_t r = 0; r < range->n; r++) {
         float *z = thread->logits + r * DG_HEAD_TOKENS;
         if (job->z == NULL)

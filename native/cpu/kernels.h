@@ -1,8 +1,9 @@
 /* The kernels of one instruction set, and the two layouts they work on.
  *
- * A product x Wᵀ is done a *panel* at a time: `lanes` rows of the weight, decoded once into a thread's own memory with
- * the rows side by side, one per vector lane, and then multiplied with every row of activations. Activations are packed
- * beforehand into *tiles* of `tile_rows` rows, so that a kernel walks through panel and tile from front to back.
+ * A product x Wᵀ is done a *panel* at a time: `lanes` rows of the weight with the rows side by side, one per vector
+ * lane. A *strip* of its columns, short enough for the nearest cache, is decoded into a thread's own memory, multiplied
+ * with every row of activations, and overwritten by the next. Activations are packed beforehand into *tiles* of
+ * `tile_rows` rows, so that a kernel walks through strip and tile from front to back.
  *
  * Quantised types are multiplied as integers: weights as bytes with a float scale per 16 or 32 columns, activations as
  * int8 with a float scale per 32. The other types are multiplied in float32. */
@@ -28,10 +29,10 @@ static inline bool dg_form_equal(dg_form a, dg_form b) {
            a.offset == b.offset;
 }
 
-/* Some rows of a weight, decoded. */
+/* A strip of a panel: some columns of some rows of a weight, decoded. */
 typedef struct dg_panel {
     dg_form form;
-    int64_t n_cols;
+    int64_t first_col, n_cols;
     uint8_t *codes;      /* (n_cols/4, lanes, 4) */
     float *values;       /* (n_cols, lanes): in place of codes where the form is not integer */
     float *scales;       /* (n_cols/group, lanes) */
@@ -117,18 +118,21 @@ typedef struct dg_cpu_kernels {
 
     dg_form (*form_of)(int32_t type);
 
-    /* Decodes rows first_row … first_row + n_rows − 1 (n_rows ≤ lanes) of one matrix of `weight`, its multiplier
-     * included. What the other lanes hold means nothing. panel->form says in which form: that of the type, or floats. */
+    /* Decodes columns panel->first_col … first_col + n_cols − 1, whole blocks, of rows first_row … first_row + n_rows −
+     * 1 (n_rows ≤ lanes) of one matrix of `weight`, its multiplier included. What the other lanes hold means nothing.
+     * panel->form says in which form: that of the type, or floats. */
     void (*decode)(const dg_weight *weight, int64_t matrix, int64_t first_row, int32_t n_rows, dg_panel *panel);
 
     /* Packs x (n_cols) as columns first_col … of `row`; both multiples of DG_BLOCK in an integer form. */
     void (*pack)(const dg_rows *rows, int32_t row, int64_t first_col, const float *x, int64_t n_cols);
 
-    /* out[r · out_stride + i] = Σ_c rows[r][c] · panel[i][c] for every r < rows->n and i < n_lanes. An element depends
-     * only on its own row and lane, to the last bit. */
-    void (*multiply)(const dg_panel *panel, const dg_rows *rows, float *out, int64_t out_stride, int32_t n_lanes);
+    /* out[r · out_stride + i] = Σ_c rows[r][c] · panel[i][c] for every r < rows->n and i < n_lanes, strip after strip
+     * in the order of columns: `sums` (rows->n_tiles, tile_rows, lanes) keeps what was reached until the last one. An
+     * element depends only on its own row and lane, to the last bit. */
+    void (*multiply)(const dg_panel *panel, const dg_rows *rows, float *sums, float *out, int64_t out_stride,
+                     int32_t n_lanes);
 
-    /* The rows of `panel` one after the other, columns padded with zeros to n_cols: lanes rows of
+    /* The rows of `panel` one after the other, columns padded with zeros to n_cols in all: lanes rows of
      * (n_cols/lanes, values_stride, lanes) floats, or, where `narrow`, lanes/2 rows of as many pairs of bfloat16, two
      * rows of the panel side by side. */
     void (*spread)(const dg_panel *panel, bool narrow, int64_t n_cols, int32_t values_stride, void *values);
@@ -146,7 +150,7 @@ typedef struct dg_cpu_kernels {
     void (*store_cache)(int32_t type, const float *x, int32_t n, void *row);
 
     void (*rms_norm)(const float *x, const float *weight, int64_t n, float eps, float *out); /* weight may be NULL */
-    void (*gelu_multiply)(const float *gate, const float *up, int64_t n, float *out); /* gelu_tanh(gate) ∘ up */
+    void (*gelu_multiply)(const float *gate, const float *up, int64_t n, float *out);        /* gelu_tanh(gate) ∘ up */
     void (*add)(const float *a, const float *b, int64_t n, float *out);
     void (*scale)(const float *a, float factor, int64_t n, float *out);
     void (*add_scaled)(const float *a, float factor, int64_t n, float *out); /* out += factor · a */

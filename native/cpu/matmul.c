@@ -2,6 +2,9 @@
 #include "cpu/cpu.h"
 #include "quant/quant.h"
 
+/* Of decoded codes: with their scales and a tile of activations they stay in a first-level cache of 32 KiB. */
+#define STRIP_BYTES 24576
+
 static uint64_t align_up(uint64_t n) { return (n + 63) / 64 * 64; }
 
 int32_t dg_rows_n_tiles(const dg_cpu_kernels *kernels, int32_t n) {
@@ -80,27 +83,42 @@ dg_rows dg_pack(dg_backend *backend, dg_form form, const float *x, int32_t n, in
 
 /* ---- Products ------------------------------------------------------------------------------------------------ */
 
-/* Has panel->next point to the features from `first` on, at most one panel of them. */
-static void announce(dg_panel *panel, const dg_features *f, int32_t lanes) {
-    const int64_t row_bytes = (int64_t)dg_row_bytes(f->w->type, f->w->n_cols);
+int64_t dg_strip_cols(const dg_cpu_kernels *kernels, dg_form form, int64_t n_cols) {
+    const int64_t unit = 256; /* the largest block of any type */
+    int64_t most = (form.integer ? STRIP_BYTES : STRIP_BYTES / 4) / kernels->lanes / unit * unit;
+    if (most < unit) most = unit;
+    const int64_t n_strips = (n_cols + most - 1) / most;
+    return (n_cols / n_strips + unit - 1) / unit * unit;
+}
+
+void dg_announce(dg_panel *panel, const dg_features *f, int32_t lanes) {
+    const int64_t n_cols = f->w->n_cols, row_bytes = (int64_t)dg_row_bytes(f->w->type, n_cols);
     const int64_t left = f->w->n_rows - f->first;
     panel->next = NULL;
     if (left <= 0) return;
-    panel->next = (const uint8_t *)f->w->data + (uint64_t)f->matrix * f->w->matrix_bytes + f->first * row_bytes;
-    panel->next_bytes = (left < lanes ? left : lanes) * row_bytes;
+    const int64_t n_bytes = (left < lanes ? left : lanes) * row_bytes;
+    const int64_t begin = n_bytes * panel->first_col / n_cols;
+    panel->next = (const uint8_t *)f->w->data + (uint64_t)f->matrix * f->w->matrix_bytes + f->first * row_bytes + begin;
+    panel->next_bytes = n_bytes * (panel->first_col + panel->n_cols) / n_cols - begin;
 }
 
-void dg_multiply_features(const dg_cpu_kernels *kernels, dg_panel *panel, const dg_features *features, int64_t n,
+void dg_multiply_features(const dg_cpu_kernels *kernels, dg_thread *thread, const dg_features *features, int64_t n,
                           const dg_features *next, const dg_rows *rows, float *out, int64_t out_stride) {
     const int32_t lanes = kernels->lanes;
+    const int64_t n_cols = rows->n_cols, strip = dg_strip_cols(kernels, rows->form, n_cols);
     dg_features now = *features;
+    dg_panel *panel = &thread->panel;
     panel->form = rows->form;
     for (int64_t done = 0; done < n; done += lanes) {
         const int32_t n_lanes = n - done < lanes ? (int32_t)(n - done) : lanes;
-        kernels->decode(now.w, now.matrix, now.first, n_lanes, panel);
+        const int64_t first = now.first;
         now.first += lanes;
-        announce(panel, done + lanes < n ? &now : next, lanes);
-        kernels->multiply(panel, rows, out + done, out_stride, n_lanes);
+        for (panel->first_col = 0; panel->first_col < n_cols; panel->first_col += strip) {
+            panel->n_cols = n_cols - panel->first_col < strip ? n_cols - panel->first_col : strip;
+            kernels->decode(now.w, now.matrix, first, n_lanes, panel);
+            dg_announce(panel, done + lanes < n ? &now : next, lanes);
+            kernels->multiply(panel, rows, thread->sums, out + done, out_stride, n_lanes);
+        }
     }
     panel->next = NULL;
 }
@@ -114,8 +132,8 @@ void dg_multiply_gated(dg_backend *backend, int thread_index, const dg_gated *ga
     const dg_features up = {gated->up, gated->matrix, gated->up_first + first};
     dg_features next = gate; /* the threads take pieces in turn */
     next.first += (int64_t)DG_FEATURES * dg_pool_size(backend->pool);
-    dg_multiply_features(kernels, &thread->panel, &gate, n, &up, rows, thread->gate, DG_FEATURES);
-    dg_multiply_features(kernels, &thread->panel, &up, n, &next, rows, thread->up, DG_FEATURES);
+    dg_multiply_features(kernels, thread, &gate, n, &up, rows, thread->gate, DG_FEATURES);
+    dg_multiply_features(kernels, thread, &up, n, &next, rows, thread->up, DG_FEATURES);
     for (int32_t r = 0; r < rows->n; r++) {
         float *gate_row = thread->gate + (int64_t)r * DG_FEATURES, *up_row = thread->up + (int64_t)r * DG_FEATURES;
         kernels->gelu_multiply(gate_row, up_row, n, gate_row);
@@ -137,9 +155,8 @@ static void multiply_panel(void *context, int64_t item, int thread) {
     const dg_features now = {p->w, 0, item * kernels->lanes};
     const dg_features next = {p->w, 0, (item + dg_pool_size(p->backend->pool)) * kernels->lanes};
     const int64_t left = p->w->n_rows - now.first;
-    dg_multiply_features(kernels, &p->backend->threads[thread].panel, &now,
-                         left < kernels->lanes ? left : kernels->lanes, &next, p->rows, p->out + now.first,
-                         p->w->n_rows);
+    dg_multiply_features(kernels, &p->backend->threads[thread], &now, left < kernels->lanes ? left : kernels->lanes,
+                         &next, p->rows, p->out + now.first, p->w->n_rows);
 }
 
 void dg_matmul(dg_backend *backend, const dg_weight *w, const dg_rows *rows, float *out) {

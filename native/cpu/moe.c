@@ -134,9 +134,8 @@ static void multiply_down(void *context, int64_t item, int thread) {
     dg_features next = now;
     next.first += (int64_t)DOWN_FEATURES * dg_pool_size(backend->pool);
     const int64_t left = down->n_rows - now.first;
-    dg_multiply_features(backend->kernels, &backend->threads[thread].panel, &now,
-                         left < DOWN_FEATURES ? left : DOWN_FEATURES, &next, &hidden,
-                         backend->expert_out + expert->first * down->n_rows + now.first, down->n_rows);
+    dg_multiply_features(backend->kernels, &backend->threads[thread], &now, left < DOWN_FEATURES ? left : DOWN_FEATURES,
+                         &next, &hidden, backend->expert_out + expert->first * down->n_rows + now.first, down->n_rows);
 }
 
 /* Adds the experts' outputs up, always in the order of their probabilities: the result depends on nothing else. */

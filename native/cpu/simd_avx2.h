@@ -9,7 +9,7 @@
 
 #define LANES 8
 #define VECTORS 2
-#define TILE_ROWS 2 /* 16 registers: four sums of integers, four of floats, and what feeds them */
+#define TILE_ROWS 3 /* 16 registers: six sums of integers, six of floats, and what feeds them */
 #if defined(__AVXVNNI__)
 #define Q8_OFFSET 128 /* vpdpbusd multiplies unsigned by signed bytes */
 #else
@@ -72,15 +72,6 @@ static inline vi vi_shift_right(vi a, const int n) { return _mm256_srli_epi32(a,
 static inline vi vi_shift_right_signed(vi a, const int n) { return _mm256_srai_epi32(a, n); }
 static inline vi vi_look_up(const uint8_t table[16], vi a) {
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table)), a);
-}
-
-static inline __m128i load_four_words(const uint8_t *p, int64_t stride) {
-    int32_t w[4];
-    for (int i = 0; i < 4; i++) memcpy(&w[i], p + i * stride, sizeof w[i]);
-    return _mm_setr_epi32(w[0], w[1], w[2], w[3]);
-}
-static inline vi vi_load_words(const uint8_t *p, int64_t stride) {
-    return _mm256_set_m128i(load_four_words(p + 4 * stride, stride), load_four_words(p, stride));
 }
 
 static inline __m256i load_two_rows(const uint8_t *p, int64_t stride) { /* rows i and i + 4 */

@@ -59,18 +59,6 @@ static inline vi vi_look_up(const uint8_t table[16], vi a) {
     return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)table)), a);
 }
 
-static inline __m128i load_four_words(const uint8_t *p, int64_t stride) {
-    int32_t w[4];
-    for (int i = 0; i < 4; i++) memcpy(&w[i], p + i * stride, sizeof w[i]);
-    return _mm_setr_epi32(w[0], w[1], w[2], w[3]);
-}
-static inline vi vi_load_words(const uint8_t *p, int64_t stride) {
-    __m512i r = _mm512_castsi128_si512(load_four_words(p, stride));
-    r = _mm512_inserti32x4(r, load_four_words(p + 4 * stride, stride), 1);
-    r = _mm512_inserti32x4(r, load_four_words(p + 8 * stride, stride), 2);
-    return _mm512_inserti32x4(r, load_four_words(p + 12 * stride, stride), 3);
-}
-
 /* Rows i, i + 4, i + 8 and i + 12. */
 static inline __m512i load_four_rows(const uint8_t *p, int64_t stride) {
     __m512i r = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)p));

@@ -61,11 +61,6 @@ static inline vi vi_shift_right_signed(vi a, const int n) { return vshlq_s32(a, 
 static inline vi vi_look_up(const uint8_t table[16], vi a) {
     return vreinterpretq_s32_u8(vqtbl1q_u8(vld1q_u8(table), vreinterpretq_u8_s32(a)));
 }
-static inline vi vi_load_words(const uint8_t *p, int64_t stride) {
-    int32_t w[LANES];
-    for (int i = 0; i < LANES; i++) memcpy(&w[i], p + i * stride, sizeof w[i]);
-    return vld1q_s32(w);
-}
 static inline void vi_load_rows(const uint8_t *p, int64_t stride, vi m[4]) {
     vi a = vi_load(p), b = vi_load(p + stride), c = vi_load(p + 2 * stride), d = vi_load(p + 3 * stride);
     int64x2_t ab_even = vreinterpretq_s64_s32(vtrn1q_s32(a, b)), ab_odd = vreinterpretq_s64_s32(vtrn2q_s32(a, b));

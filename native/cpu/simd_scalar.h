@@ -156,15 +156,9 @@ static inline vi vi_look_up(const uint8_t table[16], vi a) {
     }
     return r;
 }
-/* The 32-bit words at p, p + stride, … */
-static inline vi vi_load_words(const uint8_t *p, int64_t stride) {
-    vi r;
-    EACH_LANE memcpy(&OF(r), p + lane_ * stride, sizeof OF(r));
-    return r;
-}
-/* Sixteen bytes at each of p, p + stride, …: word j of each in m[j]. */
+/* Sixteen bytes at each of p, p + stride, …: 32-bit word j of each in m[j]. */
 static inline void vi_load_rows(const uint8_t *p, int64_t stride, vi m[4]) {
-    for (int j = 0; j < 4; j++) m[j] = vi_load_words(p + 4 * j, stride);
+    for (int j = 0; j < 4; j++) EACH_LANE memcpy(&OF(m[j]), p + 4 * j + lane_ * stride, sizeof OF(m[j]));
 }
 static inline vf vf_from_bits(vi a) {
     vf r;
