@@ -142,7 +142,9 @@ _ARM = platform.machine() in ("aarch64", "arm64")
 
 
 @pytest.fixture(
-    params=["scalar", "neon", "dotprod"] if _ARM else ["scalar", "avx2", "avxvnni", "avx512"]
+    params=["scalar", "neon", "dotprod", "i8mm"]
+    if _ARM
+    else ["scalar", "avx2", "avxvnni", "avx512"]
 )
 def kernels(
     kernel_library: ctypes.CDLL, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch

@@ -32,6 +32,8 @@ _Static_assert(TILE_ROWS == 6, "add the other sizes");
 #endif
 
 /* Each uses the ones before it. */
+#include "cpu/body_layout.h"
+
 #include "cpu/body_decode.h"
 
 #include "cpu/body_multiply.h"

@@ -3,8 +3,6 @@
  * All LANES rows of a vector are decoded at once: sixteen bytes of each are read and transposed, so that word j of
  * every row stands in one vector, and everything after that is the same arithmetic in all lanes. */
 
-#define PANEL_LANES (VECTORS * LANES)
-
 static dg_form form_of(int32_t type) {
     const dg_form q8 = {.integer = true, .is_signed = Q8_OFFSET == 0, .group = 32, .offset = Q8_OFFSET};
     switch (type) {
@@ -456,4 +454,7 @@ static void decode(const dg_weight *weight, int64_t matrix, int64_t first_row, i
         else
             decode_any_floats(weight->type, s, multiplier, panel->n_cols, panel->values + first);
     }
+#if HAS_PAIRS
+    if (panel->form.integer) pair_codes(panel);
+#endif
 }

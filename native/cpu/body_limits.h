@@ -5,17 +5,27 @@
 #define CHAINS 12 /* independent sums: more than latency × instructions a cycle of the machines known */
 
 static double peak_int8(int64_t n_rounds, float *sink) {
+#if HAS_PAIRS
+    enum { PRODUCTS = 32 }; /* of an instruction */
+#else
+    enum { PRODUCTS = LANES * 4 };
     const int8_t four[4] = {1, -2, 3, -4};
+#endif
     vi sum[CHAINS], w = vi_set(0x01020304);
     UNROLL
     for (int i = 0; i < CHAINS; i++) sum[i] = vi_set(i);
     for (int64_t round = 0; round < n_rounds; round++) {
         UNROLL
-        for (int i = 0; i < CHAINS; i++) sum[i] = vi_dot4(sum[i], w, four, Q8_OFFSET == 0);
+        for (int i = 0; i < CHAINS; i++)
+#if HAS_PAIRS
+            sum[i] = vi_dot8_pairs(sum[i], w, w);
+#else
+            sum[i] = vi_dot4(sum[i], w, four, Q8_OFFSET == 0);
+#endif
         KEEP_IN_REGISTERS(w);
     }
     for (int i = 0; i < CHAINS; i++) vf_store(sink, vf_add(vf_load(sink), vf_from_int(sum[i])));
-    return (double)n_rounds * CHAINS * LANES * 4 * 2;
+    return (double)n_rounds * CHAINS * PRODUCTS * 2;
 }
 
 static double peak_f32(int64_t n_rounds, float *sink) {
@@ -32,14 +42,14 @@ static double peak_f32(int64_t n_rounds, float *sink) {
 }
 
 static double peak_bf16(int64_t n_rounds, float *sink) {
-#if defined(__AVX512BF16__)
-    __m512 sum[CHAINS];
-    __m512bh w = (__m512bh)_mm512_set1_epi16(0x3f80), x = (__m512bh)_mm512_set1_epi16(0x3c00);
+#if HAS_BF16
+    vf sum[CHAINS];
+    vi w = vi_set(0x3f803f80), x = vi_set(0x3c003c00);
     UNROLL
     for (int i = 0; i < CHAINS; i++) sum[i] = vf_set((float)i);
     for (int64_t round = 0; round < n_rounds; round++) {
         UNROLL
-        for (int i = 0; i < CHAINS; i++) sum[i] = _mm512_dpbf16_ps(sum[i], w, x);
+        for (int i = 0; i < CHAINS; i++) sum[i] = vf_dot2(sum[i], w, x);
         KEEP_IN_REGISTERS(x);
     }
     for (int i = 0; i < CHAINS; i++) vf_store(sink, vf_add(vf_load(sink), sum[i]));

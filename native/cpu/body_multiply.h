@@ -24,11 +24,11 @@ static void pack(const dg_rows *rows, int32_t row, int64_t first_col, const floa
         float amax = vf_largest(largest);
         float scale = amax / 127.0f;
         vf inverse = vf_set(amax > 0x1p-100f ? 127.0f / amax : 0.0f);
-        int8_t *codes = rows->codes + (block * TILE_ROWS + slot) * DG_BLOCK;
+        int8_t *codes = rows->codes + block * TILE_ROWS * DG_BLOCK;
         float sums[2] = {0, 0};
         for (int i = 0; i < PARTS; i++) {
             vi q = vi_from_float(vf_mul(v[i], inverse));
-            vi_store_bytes(codes + i * LANES, q);
+            vi_store_bytes(codes + packed_place(slot, i * LANES), q);
             sums[i * LANES / 16] += vf_sum(vf_from_int(q)); /* whole numbers below 2^24: exact */
         }
         rows->scales[block * TILE_ROWS + slot] = scale;
@@ -51,6 +51,9 @@ static int lines_per_block(const dg_panel *panel, const dg_rows *rows) {
     return (int)((panel->next_bytes / CACHE_LINE + n_blocks - 1) / n_blocks);
 }
 
+#if HAS_PAIRS
+#include "cpu/body_pairs.h"
+#else
 /* Products of n_rows packed rows (a compile-time constant) with an integer panel. Four products of bytes at a time are
  * summed exactly in 32 bits over a group; only then does a sum become a float.
  *
@@ -117,6 +120,7 @@ ALWAYS_INLINE void multiply_integers(const int n_rows, const int group, const bo
         x_scale += TILE_ROWS;
     }
 }
+#endif
 
 ALWAYS_INLINE void multiply_floats(const int n_rows, const dg_panel *panel, const dg_rows *rows, int64_t tile,
                                    vf acc[TILE_ROWS][VECTORS]) {

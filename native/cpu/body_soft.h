@@ -5,7 +5,7 @@
 ALWAYS_INLINE vf panel_column(const dg_panel *panel, int64_t c, int v) {
     const dg_form form = panel->form;
     if (!form.integer) return vf_load(panel->values + c * PANEL_LANES + v * LANES);
-    vi quad = vi_load(panel->codes + (c / 4 * PANEL_LANES + v * LANES) * 4);
+    vi quad = load_quad(panel, c / 4, v);
     vi code = vi_shift_left(quad, 24 - 8 * (int)(c % 4));
     code = form.is_signed ? vi_shift_right_signed(code, 24) : vi_shift_right(code, 24);
     const int64_t at = c / form.group * PANEL_LANES + v * LANES;
@@ -33,7 +33,7 @@ static void spread(const dg_panel *panel, bool narrow, int64_t n_cols, int32_t v
             for (int i = 0; i < n_words; i += 4) {
                 vi m[4];
                 vi_load_rows((const uint8_t *)square + 4 * i, sizeof square[0], m);
-                for (int k = 0; k < 4; k++) {
+                for (int k = 0; k < 4 && i + k < n_words; k++) {
                     const int64_t word = c / PANEL_LANES * values_stride + v * n_words + i + k;
                     vi_store(out + word * PANEL_LANES + c % PANEL_LANES, m[k]);
                 }

@@ -43,7 +43,7 @@ static features detect(void) {
     return found;
 }
 #elif defined(__aarch64__)
-extern const dg_cpu_kernels dg_cpu_kernels_neon, dg_cpu_kernels_dotprod;
+extern const dg_cpu_kernels dg_cpu_kernels_neon, dg_cpu_kernels_dotprod, dg_cpu_kernels_i8mm;
 #endif
 
 /* Worst first; those that this machine cannot run are left out. Returns how many there are. */
@@ -56,12 +56,15 @@ static int available(const dg_cpu_kernels *sets[4]) {
     if (found.avxvnni) sets[n++] = &dg_cpu_kernels_avxvnni;
     if (found.avx512) sets[n++] = &dg_cpu_kernels_avx512;
 #elif defined(__aarch64__)
-    bool dotprod = true;
+    bool dotprod = true, i8mm = false;
 #if defined(__linux__)
-    dotprod = (getauxval(AT_HWCAP) & 1ul << 20) != 0; /* HWCAP_ASIMDDP */
+    const unsigned long capabilities = getauxval(AT_HWCAP), more = getauxval(AT_HWCAP2);
+    dotprod = (capabilities & 1ul << 20) != 0;                            /* HWCAP_ASIMDDP */
+    i8mm = dotprod && (more & 1ul << 13) != 0 && (more & 1ul << 14) != 0; /* HWCAP2_I8MM, HWCAP2_BF16 */
 #endif
     sets[n++] = &dg_cpu_kernels_neon;
     if (dotprod) sets[n++] = &dg_cpu_kernels_dotprod;
+    if (i8mm) sets[n++] = &dg_cpu_kernels_i8mm;
 #endif
     return n;
 }

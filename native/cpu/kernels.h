@@ -33,7 +33,7 @@ static inline bool dg_form_equal(dg_form a, dg_form b) {
 typedef struct dg_panel {
     dg_form form;
     int64_t first_col, n_cols;
-    uint8_t *codes;      /* (n_cols/4, lanes, 4) */
+    uint8_t *codes;      /* (n_cols/4, lanes, 4), or as body_layout.h says */
     float *values;       /* (n_cols, lanes): in place of codes where the form is not integer */
     float *scales;       /* (n_cols/group, lanes) */
     float *mins;         /* (n_cols/group, lanes) */
@@ -50,7 +50,7 @@ typedef struct dg_rows {
     int32_t n_tiles;
     int32_t per_tile;
     int64_t n_cols;
-    int8_t *codes; /* (n_tiles, n_cols/32, tile_rows, 32) */
+    int8_t *codes; /* (n_tiles, n_cols/32, tile_rows, 32), or as body_layout.h says */
     float *scales; /* (n_tiles, n_cols/32, tile_rows) */
     int32_t *bias; /* (n_tiles, n_cols/group, tile_rows): −offset · Σ codes of the group */
     float *sums;   /* (n_tiles, n_cols/group, tile_rows): scale · Σ codes of the group; with mins only */
@@ -170,7 +170,7 @@ typedef struct dg_cpu_kernels {
 } dg_cpu_kernels;
 
 /* The best set for this machine, or the one that the environment variable DGEMMA_ISA names (scalar, avx2, avxvnni,
- * avx512, neon, dotprod); a name that this machine cannot run is ignored. */
+ * avx512, neon, dotprod, i8mm); a name that this machine cannot run is ignored. */
 const dg_cpu_kernels *dg_cpu_kernels_choose(void);
 
 #endif

@@ -1,5 +1,5 @@
-/* Vectors of 4 lanes: NEON, with dot products of bytes where the file is compiled for them. The functions are explained
- * in simd_scalar.h. */
+/* Vectors of 4 lanes: NEON, with dot products of bytes, products of pairs of rows and bfloat16 where the file is
+ * compiled for them. The functions are explained in simd_scalar.h. */
 #ifndef DG_CPU_SIMD_NEON_H
 #define DG_CPU_SIMD_NEON_H
 
@@ -97,6 +97,46 @@ static inline vi vi_dot4(vi acc, vi w, const int8_t *x, const int w_signed) {
 #endif
 }
 
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+/* For body_pairs.h, which explains them. */
+#define HAS_PAIRS 1
+static inline vi vi_dot8_pairs(vi acc, vi x, vi w) {
+    return vmmlaq_s32(acc, vreinterpretq_s8_s32(x), vreinterpretq_s8_s32(w));
+}
+static inline vi vi_zip_low(vi a, vi b) { return vzip1q_s32(a, b); }
+static inline vi vi_zip_high(vi a, vi b) { return vzip2q_s32(a, b); }
+static inline vi vi_unzip_even(vi a, vi b) { return vuzp1q_s32(a, b); }
+static inline vi vi_unzip_odd(vi a, vi b) { return vuzp2q_s32(a, b); }
+static inline vi vi_two_and_two(const int32_t *p) { /* p0 p0 p1 p1 */
+    int32x2_t two = vld1_s32(p);
+    return vcombine_s32(vdup_lane_s32(two, 0), vdup_lane_s32(two, 1));
+}
+static inline vf vf_two_and_two(const float *p) {
+    float32x2_t two = vld1_f32(p);
+    return vcombine_f32(vdup_lane_f32(two, 0), vdup_lane_f32(two, 1));
+}
+static inline vf vf_two_twice(const float *p) { /* p0 p1 p0 p1 */
+    float32x2_t two = vld1_f32(p);
+    return vcombine_f32(two, two);
+}
+static inline vf vf_low_halves(vf a, vf b) { return vcombine_f32(vget_low_f32(a), vget_low_f32(b)); }
+static inline vf vf_high_halves(vf a, vf b) { return vcombine_f32(vget_high_f32(a), vget_high_f32(b)); }
+#endif
+
+#if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+#define HAS_BF16 1
+/* acc + Σ of two products of bfloat16 per lane */
+static inline vf vf_dot2(vf acc, vi a, vi b) {
+    return vbfdotq_f32(acc, vreinterpretq_bf16_s32(a), vreinterpretq_bf16_s32(b));
+}
+/* LANES floats, or as many bfloat16 in half of the space. */
+static inline void store_square(const int narrow, float *column, vf a) {
+    if (narrow)
+        vst1_bf16((bfloat16_t *)(void *)column, vcvt_bf16_f32(a));
+    else
+        vf_store(column, a);
+}
+#else
 /* Without dot products of bfloat16 nothing is ever narrow. */
 #define HAS_BF16 0
 static inline vf vf_dot2(vf acc, vi a, vi b) {
@@ -108,5 +148,6 @@ static inline void store_square(const int narrow, float *column, vf a) {
     (void)narrow;
     vf_store(column, a);
 }
+#endif
 
 #endif
