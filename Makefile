@@ -28,9 +28,11 @@ test-interchange: $(VENV)/tests-installed
 	$(BIN)/pip install --quiet llama-cpp-python==0.3.36
 	$(BIN)/python -m pytest -q tests/test_interchange.py
 
-# The C tests, and the Python tests of everything that reads untrusted bytes, under AddressSanitizer and UBSan.
-sanitize: $(VENV)/tests-installed
+# The C tests, and the Python tests of everything that reads untrusted bytes, under AddressSanitizer and UBSan; sessions at
+# once under ThreadSanitizer.
+sanitize: $(VENV)/tests-installed $(TINY)
 	tests/sanitize.sh
+	tests/sanitize_threads.sh $(TINY)
 
 lint: $(VENV)/tests-installed
 	$(BIN)/ruff check .

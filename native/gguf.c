@@ -198,6 +198,14 @@ dg_status dg_file_check(const dg_file *file, dg_error *error) {
     return DG_OK;
 }
 
+bool dg_file_mend(const dg_file *file, const void *address) {
+    for (int32_t i = 0; i < file->n_shards; i++)
+        if (dg_shard_mend(&file->shards[i], address)) return true;
+    return false;
+}
+
+bool dg_file_prefetching(const dg_file *file) { return dg_prefetch_under_way(&file->prefetch); }
+
 void dg_file_prefetch(dg_file *file) { dg_prefetch_start(&file->prefetch, file->shards, file->n_shards); }
 
 const char *dg_file_path(const dg_file *file) { return file->shards[0].path; }

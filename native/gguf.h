@@ -1,7 +1,7 @@
 /* GGUF files as the engine uses them: what dgemma.h offers, and besides it keys by type and files without a mapping.
  *
- * Touching a page behind the end of a shortened file kills the process (SIGBUS), and a library has no business with
- * signal handlers; so dg_file_check is asked before every prefill and every denoising step. One system call a shard.
+ * A mapped file may become shorter at any moment: dg_file_check is asked before every prefill and every denoising step,
+ * and after it, at one system call a shard; guard.h keeps the process alive in between.
  *
  * Everything here is checked when the file is opened and trusted afterwards. Format: docs/format.md. */
 #ifndef DG_GGUF_H
@@ -14,8 +14,13 @@
 dg_status dg_file_open_with(const char *path, bool use_mmap, dg_progress_callback progress, void *user, dg_file **file,
                             dg_error *error);
 
+/* Puts zeros in place of what the mapped file lacks, from the page of `address` to its end, and has dg_file_check fail
+ * from then on; false where the address is not in a mapping of this file. For guard.c: may be called in a signal handler. */
+bool dg_file_mend(const dg_file *file, const void *address);
+
 /* Begins to read all mapped tensors into memory, in the background, when called for the first time. */
 void dg_file_prefetch(dg_file *file);
+bool dg_file_prefetching(const dg_file *file);
 
 const char *dg_file_path(const dg_file *file); /* as given to dg_file_open */
 

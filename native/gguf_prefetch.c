@@ -1,8 +1,9 @@
-/* Reads the mapped shards from front to back on a thread of its own, while the first step already runs.
+/* Reads the mapped shards from front to back on a thread of its own; the first call that needs them waits for it.
  *
  * A file that is in the page cache is mapped in bulk this way (14 GB in 0.2 s), where every touch would be a fault of
- * its own. One that is not comes from the disk at the disk's speed, while kernels that fault it in would wait for
- * scattered pieces of it. MADV_WILLNEED for a whole file does neither: Linux reads one read-ahead window and stops. */
+ * its own. One that is not comes from the disk in order. Kernels that fault it in, or that run beside this thread, make
+ * the disk seek: of 14.4 GB, a first step was done 30 s and 26 s after opening, and 18 s when it waited.
+ * MADV_WILLNEED for a whole file does nothing of the kind: Linux reads one read-ahead window and stops. */
 #define _DEFAULT_SOURCE /* madvise */
 #include <errno.h>
 #include <sys/mman.h>
@@ -38,7 +39,12 @@ static void *prefetch(void *argument) {
                       shard->n_bytes - at < PIECE_BYTES ? shard->n_bytes - at : PIECE_BYTES);
         }
     }
+    atomic_store(&p->done, true);
     return NULL;
+}
+
+bool dg_prefetch_under_way(const dg_prefetch *p) {
+    return !atomic_load(&p->done) && atomic_load(&p->process) == getpid();
 }
 
 void dg_prefetch_start(dg_prefetch *p, const dg_shard *shards, int32_t n_shards) {
@@ -49,12 +55,12 @@ void dg_prefetch_start(dg_prefetch *p, const dg_shard *shards, int32_t n_shards)
     if (n_bytes > dg_available_memory()) return;
     p->shards = shards;
     p->n_shards = n_shards;
-    if (dg_thread_start(&p->thread, prefetch, p)) p->process = getpid();
+    if (dg_thread_start(&p->thread, prefetch, p)) atomic_store(&p->process, getpid());
 }
 
 void dg_prefetch_stop(dg_prefetch *p) {
-    if (p->process != getpid()) return; /* not started, or before a fork, which threads do not survive */
+    if (atomic_load(&p->process) != getpid()) return; /* not started, or before a fork, which threads do not survive */
     atomic_store(&p->stop, true);
     pthread_join(p->thread, NULL);
-    p->process = 0;
+    atomic_store(&p->process, 0);
 }

@@ -110,8 +110,25 @@ dg_status dg_shard_read(dg_shard *shard, uint64_t *done, uint64_t total, dg_prog
     return DG_OK;
 }
 
+bool dg_shard_mend(dg_shard *shard, const void *address) {
+    char *start = shard->mapping;
+    if (start == NULL || (const char *)address < start || (const char *)address >= start + shard->n_bytes) return false;
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE), at = (size_t)((const char *)address - start) / page * page;
+    if (mmap(start + at, (size_t)shard->n_bytes - at, PROT_READ, MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) ==
+        MAP_FAILED)
+        return false;
+    atomic_store(&shard->mended, true);
+    return true;
+}
+
 dg_status dg_shard_check(const dg_shard *shard, dg_error *error) {
     if (shard->mapping == NULL) return DG_OK;
+    if (atomic_load(&shard->mended))
+        return dg_fail(
+            error, DG_ERROR_MODEL_FILE,
+            "%s: a part of the file could not be read while in use: it became shorter, or its disk failed: open "
+            "the model again, and replace files by renaming, not by overwriting",
+            shard->path);
     struct stat status;
     if (fstat(shard->fd, &status) != 0)
         return dg_fail(error, DG_ERROR_IO, "%s: cannot be read any more: %s", shard->path, strerror(errno));

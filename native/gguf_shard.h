@@ -7,7 +7,6 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
-#include <sys/types.h>
 #include <time.h>
 
 /* Positions are offsets into dg_shard.metadata. */
@@ -51,6 +50,7 @@ typedef struct dg_shard {
     const uint8_t *data; /* (n_bytes − data_offset); NULL without tensors */
     void *mapping;       /* (n_bytes) or NULL */
     void *memory;        /* (n_bytes − data_offset) or NULL */
+    atomic_bool mended;  /* zeros stand in for a part of the mapping: see dg_shard_mend */
 } dg_shard;
 
 /* Opens `path`, and reads and checks everything but the tensors' values. `shard` must be zeroed, with fd −1; close it
@@ -63,8 +63,9 @@ dg_status dg_shard_map(dg_shard *shard, dg_error *error);
 dg_status dg_shard_read(dg_shard *shard, uint64_t *done, uint64_t total, dg_progress_callback progress, void *user,
                         dg_error *error);
 
-/* See dg_file_check. */
+/* See dg_file_check and dg_file_mend. */
 dg_status dg_shard_check(const dg_shard *shard, dg_error *error);
+bool dg_shard_mend(dg_shard *shard, const void *address);
 
 bool dg_shard_find_key(const dg_shard *shard, const char *name, dg_value *value);
 void dg_shard_key_at(const dg_shard *shard, int64_t index, const char **name, dg_value *value);
@@ -82,13 +83,14 @@ dg_status dg_shard_pread(const dg_shard *shard, void *bytes, uint64_t n, uint64_
 typedef struct dg_prefetch {
     const dg_shard *shards; /* (n_shards) */
     int32_t n_shards;
-    atomic_bool asked, stop;
+    atomic_bool asked, stop, done;
     pthread_t thread;
-    pid_t process; /* that runs the thread; 0: none does */
+    atomic_int process; /* that runs the thread; 0: none does */
 } dg_prefetch;
 
 void dg_prefetch_start(dg_prefetch *prefetch, const dg_shard *shards, int32_t n_shards);
 void dg_prefetch_stop(dg_prefetch *prefetch);
+bool dg_prefetch_under_way(const dg_prefetch *prefetch);
 
 /* gguf_parse.c: fills metadata, keys and tensors from the open file. */
 dg_status dg_shard_parse(dg_shard *shard, dg_error *error);

@@ -9,6 +9,7 @@
 #include "cuda_loader.h"
 #include "error.h"
 #include "gguf.h"
+#include "guard.h"
 #include "gpu_plan.h"
 
 const char *dg_version(void) { return DGEMMA_VERSION; }
@@ -83,18 +84,18 @@ dg_status dg_model_open(const char *path, const dg_model_params *given, dg_model
         return dg_fail(error, DG_ERROR_ARGUMENT,
                        "n_gpu_layers is %d; expected a number of layers, or -1 for as many as fit", params.n_gpu_layers);
     DG_TRY(dg_file_open_with(path, params.use_mmap, params.progress, params.user, &file, error));
+    const dg_file *outer = dg_guard_enter(file);
     dg_status status = dg_model_bind(file, &model, error);
-    if (status != DG_OK) {
-        dg_file_close(file);
-        return status;
-    }
-    status = choose_backend(model, &params, error);
-    if (status != DG_OK) {
+    if (status == DG_OK) status = choose_backend(model, &params, error);
+    dg_guard_leave(outer);
+    if (status == DG_OK) status = dg_file_check(file, error); /* norms and scales were read from it */
+    if (status == DG_OK)
+        *out = model;
+    else if (model != NULL)
         dg_model_release(model);
-        return status;
-    }
-    *out = model;
-    return DG_OK;
+    else
+        dg_file_close(file);
+    return status;
 }
 
 void dg_model_release(dg_model *model) {

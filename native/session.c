@@ -1,10 +1,14 @@
+#define _POSIX_C_SOURCE 199309L /* nanosleep */
 #include "session.h"
 
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
+#include <unistd.h>
 
 #include "error.h"
 #include "gguf.h"
+#include "guard.h"
 #include "machine.h"
 #include "quant/quant.h"
 
@@ -96,6 +100,7 @@ dg_status dg_session_create(dg_model *model, const dg_session_params *given, dg_
     dg_session *session = calloc(1, sizeof *session);
     if (session == NULL) return dg_fail(error, DG_ERROR_OUT_OF_MEMORY, "no memory for a session");
     session->model = model;
+    session->process = getpid();
     atomic_fetch_add(&model->n_references, 1);
     session->params = plan.params;
     atomic_init(&session->cancel, false);
@@ -135,15 +140,42 @@ int32_t dg_session_n_threads(const dg_session *session) { return session->params
 int32_t dg_session_n_past(const dg_session *session) { return session->cache.n_past; }
 const int32_t *dg_session_tokens(const dg_session *session) { return session->cache.tokens; }
 
-/* A cancellation is used up by the call that reports it. */
-static dg_status take_cancel(dg_session *session, dg_status status) {
+/* ---- Calls that read the weights stand between enter and leave ----------------------------------------------- */
+
+static dg_status enter(dg_session *session, const dg_file **outer, dg_error *error) {
+    const dg_file *file = session->model->file;
+    const struct timespec a_while = {.tv_nsec = 2000000};
+    if (session->process != getpid())
+        return dg_fail(error, DG_ERROR_ARGUMENT,
+                       "this session was created before fork(), which its threads do not survive: create one in the new "
+                       "process");
+    while (dg_file_prefetching(file) && !atomic_load(&session->cancel)) nanosleep(&a_while, NULL);
+    DG_TRY(dg_file_check(file, error));
+    if (atomic_exchange(&session->cancel, false)) return dg_fail(error, DG_ERROR_CANCELLED, "cancelled");
+    *outer = dg_guard_enter(file);
+    return DG_OK;
+}
+
+/* What was made of a file that changed meanwhile is worth nothing, and neither is the complaint that it led to. A
+ * cancellation is used up by the call that reports it. */
+static dg_status leave(dg_session *session, const dg_file *outer, dg_status status, dg_error *error) {
+    dg_guard_leave(outer);
     if (status == DG_ERROR_CANCELLED) atomic_store(&session->cancel, false);
+    if (status == DG_OK || status == DG_ERROR_MODEL_FILE) {
+        dg_status changed = dg_file_check(session->model->file, error);
+        if (changed != DG_OK) status = changed;
+    }
     return status;
 }
 
-static dg_status check_cancel(dg_session *session, dg_error *error) {
-    if (atomic_exchange(&session->cancel, false)) return dg_fail(error, DG_ERROR_CANCELLED, "cancelled");
-    return DG_OK;
+static dg_status encode(dg_session *session, const int32_t *tokens, int32_t n, dg_error *error) {
+    const int32_t n_past = session->cache.n_past;
+    const dg_file *outer;
+    DG_TRY(enter(session, &outer, error));
+    dg_status status = dg_forward_encode(&session->forward, &session->cache, tokens, n, error);
+    status = leave(session, outer, status, error);
+    if (status != DG_OK) dg_kv_cache_truncate(&session->cache, n_past);
+    return status;
 }
 
 dg_status dg_session_prefill(dg_session *session, const int32_t *tokens, int32_t n, dg_progress_callback progress,
@@ -163,11 +195,8 @@ dg_status dg_session_prefill(dg_session *session, const int32_t *tokens, int32_t
                        n, n_past, model->canvas_length, n_ctx, model->context_length);
     session->denoiser.active = false;
     for (int32_t done = 0; done < n;) {
-        DG_TRY(dg_file_check(model->file, error));
-        DG_TRY(check_cancel(session, error));
         int32_t chunk = n - done < session->params.n_batch ? n - done : session->params.n_batch;
-        DG_TRY(take_cancel(session,
-                           dg_forward_encode(&session->forward, &session->cache, tokens + done, chunk, error)));
+        DG_TRY(encode(session, tokens + done, chunk, error));
         done += chunk;
         if (progress != NULL && !progress((float)done / (float)n, user))
             return dg_fail(error, DG_ERROR_CANCELLED, "cancelled by the progress callback");
@@ -192,15 +221,18 @@ dg_status dg_session_canvas_logits(dg_session *session, const int32_t *tokens, c
         if (tokens[i] < 0 || tokens[i] >= model->n_vocab)
             return dg_fail(error, DG_ERROR_ARGUMENT, "canvas: token %d at index %d is outside the vocabulary of %d",
                            tokens[i], i, model->n_vocab);
-    DG_TRY(dg_file_check(model->file, error));
-    DG_TRY(check_cancel(session, error));
+    const dg_file *outer;
+    DG_TRY(enter(session, &outer, error));
     session->denoiser.active = false; /* forward->soft is overwritten */
     bool conditioned = self_conditioning_logits != NULL;
     if (conditioned)
         forward->ops->soft_embedding(forward->backend, self_conditioning_logits, model->canvas_length, forward->soft);
-    DG_TRY(take_cancel(session, dg_forward_decode(forward, &session->cache, tokens, conditioned, error)));
-    forward->ops->logits(forward->backend, forward->x, model->canvas_length, logits);
-    return forward->ops->finish(forward->backend, error);
+    dg_status status = dg_forward_decode(forward, &session->cache, tokens, conditioned, error);
+    if (status == DG_OK) {
+        forward->ops->logits(forward->backend, forward->x, model->canvas_length, logits);
+        status = forward->ops->finish(forward->backend, error);
+    }
+    return leave(session, outer, status, error);
 }
 
 dg_canvas_params dg_canvas_params_default(const dg_model *model) {
@@ -218,10 +250,12 @@ dg_status dg_canvas_begin(dg_session *session, const dg_canvas_params *given, dg
 
 dg_status dg_canvas_step(dg_session *session, dg_draft *draft, dg_error *error) {
     *draft = (dg_draft){0};
-    DG_TRY(dg_file_check(session->model->file, error));
-    DG_TRY(check_cancel(session, error));
-    return take_cancel(
-        session, dg_denoiser_step(&session->denoiser, &session->forward, &session->cache, draft, error));
+    const dg_file *outer;
+    DG_TRY(enter(session, &outer, error));
+    dg_status status = dg_denoiser_step(&session->denoiser, &session->forward, &session->cache, draft, error);
+    status = leave(session, outer, status, error);
+    if (status != DG_OK) session->denoiser.active = false;
+    return status;
 }
 
 int32_t dg_session_operations(const dg_session *session, dg_operation *operations, int32_t capacity) {

@@ -2,6 +2,8 @@
 #ifndef DG_SESSION_H
 #define DG_SESSION_H
 
+#include <sys/types.h>
+
 #include "denoise.h"
 
 /* Checked parameters of a session, and what follows from them. */
@@ -24,6 +26,7 @@ struct dg_session {
     dg_denoiser denoiser;
     dg_profile profile;
     atomic_bool cancel;
+    pid_t process; /* that created it: threads do not survive a fork */
     dg_collector *collector; /* or NULL */
 };
 

@@ -24,6 +24,7 @@
 
 #include "error.h"
 #include "gguf.h"
+#include "guard.h"
 #include "session.h"
 
 #define VERSION 1
@@ -48,6 +49,7 @@ static uint64_t hash_header(const header *h) { return hash(HASH_SEED, h, offseto
 /* Tells models apart: names, types and sizes of all tensors, and some bytes of each. */
 static uint64_t fingerprint(const dg_model *model) {
     uint64_t state = HASH_SEED;
+    const dg_file *outer = dg_guard_enter(model->file);
     for (int64_t i = 0; i < dg_file_n_tensors(model->file); i++) {
         dg_tensor_info info;
         dg_file_tensor(model->file, i, &info);
@@ -56,6 +58,7 @@ static uint64_t fingerprint(const dg_model *model) {
         state = hash(state, info.shape, sizeof info.shape);
         state = hash(state, info.data, info.n_bytes < 64 ? info.n_bytes : 64);
     }
+    dg_guard_leave(outer);
     return state;
 }
 
@@ -134,6 +137,7 @@ dg_status dg_session_save(dg_session *session, const char *path, dg_error *error
     if (path == NULL) return dg_fail(error, DG_ERROR_ARGUMENT, "no path to save the session to");
     DG_TRY(dg_file_check(session->model->file, error)); /* the fingerprint reads some of its weights */
     header h = describe(session);
+    DG_TRY(dg_file_check(session->model->file, error));
     size_t length = strlen(path) + 32;
     char *beside = malloc(length);
     transfer t = {.path = path,
@@ -173,6 +177,7 @@ out:
 
 static dg_status check_header(const dg_session *session, const header *h, const char *path, dg_error *error) {
     const header own = describe(session);
+    DG_TRY(dg_file_check(session->model->file, error));
     const int32_t window = session->model->sliding_window, room = session->params.n_ctx - session->model->canvas_length;
     if (memcmp(h->magic, own.magic, sizeof own.magic) != 0 || h->version != own.version)
         return dg_fail(error, DG_ERROR_MODEL_FILE, "%s is not a session file of this version", path);

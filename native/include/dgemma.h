@@ -154,7 +154,8 @@ bool dg_file_find_tensor(const dg_file *file, const char *name, dg_tensor_info *
 /* Bytes [first, first + n) of a tensor's data, read from the file and not through the mapping: a file that is cut short
  * meanwhile is an error here, where touching the mapping would end the process, and nothing stays in memory. */
 dg_status dg_file_read(const dg_file *file, const char *name, uint64_t first, uint64_t n, void *bytes, dg_error *error);
-/* DG_ERROR_MODEL_FILE where a mapped file's size or time of change is no longer what it was when it was opened. */
+/* DG_ERROR_MODEL_FILE where a mapped file's size or time of change is no longer what it was when it was opened, or where
+ * a call found a part of it missing. */
 dg_status dg_file_check(const dg_file *file, dg_error *error);
 
 /* ---- Models ------------------------------------------------------------------------------------------------- */
