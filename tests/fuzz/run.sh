@@ -6,7 +6,7 @@ cd "$(dirname "$0")/../.."
 build=build/fuzz
 runs=${RUNS:-20000}
 targets=("$@")
-[ ${#targets[@]} -gt 0 ] || targets=(fuzz_gguf)
+[ ${#targets[@]} -gt 0 ] || targets=(fuzz_gguf fuzz_session)
 
 PATH="$PWD/.venv/bin:$PATH"
 command -v cmake > /dev/null || python3 -m pip install --quiet cmake
@@ -19,8 +19,12 @@ if [ -z "$cc" ] && echo 'int LLVMFuzzerTestOneInput(const char *d, long n) { ret
     cc=clang
     sanitizers=fuzzer,$sanitizers
 fi
-cmake -S . -B $build -DCMAKE_C_COMPILER="${cc:-cc}" -DDGEMMA_FUZZ=ON -DDGEMMA_FUZZ_SANITIZE=$sanitizers > /dev/null
+cmake -S . -B $build -DCMAKE_C_COMPILER="${cc:-cc}" -DCMAKE_BUILD_TYPE=Debug -DCMAKE_C_FLAGS_DEBUG="-O1 -g1" \
+    -DDGEMMA_FUZZ=ON -DDGEMMA_FUZZ_SANITIZE=$sanitizers > /dev/null
 cmake --build $build --parallel "$(getconf _NPROCESSORS_ONLN)" --target "${targets[@]}"
+
+export DGEMMA_FUZZ_MODEL=$PWD/$build/model.gguf
+[ -e "$DGEMMA_FUZZ_MODEL" ] || dgemma synth --preset tiny-random --type q8_0 --outfile "$DGEMMA_FUZZ_MODEL"
 
 for target in "${targets[@]}"; do
     corpus=tests/fuzz/corpus/${target#fuzz_}

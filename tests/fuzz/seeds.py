@@ -6,6 +6,7 @@ python tests/fuzz/seeds.py
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -77,6 +78,25 @@ def gguf_seeds() -> dict[str, bytes]:
     }
 
 
+def session_seeds() -> dict[str, bytes]:
+    """Sessions of the model that run.sh makes: of any length that the context allows."""
+    import dgemma
+    from dgemma_convert.synth import synthesize
+
+    seeds = {}
+    with tempfile.TemporaryDirectory() as folder:
+        model, saved = Path(folder) / "model.gguf", Path(folder) / "session"
+        synthesize("tiny-random", model, "q8_0", progress=False)
+        for n in (0, 1, 9, 20):
+            with dgemma.DiffusionGemma(model, n_ctx=128, n_batch=8, n_threads=1) as llm:
+                llm.default_session.prefill([7 * i % 1024 for i in range(n)])
+                llm.save(saved)
+            seeds[f"tokens{n}"] = saved.read_bytes()
+    seeds["cut"] = seeds["tokens9"][:-7]
+    seeds["header"] = seeds["tokens9"][:47]
+    return seeds
+
+
 def write(folder: Path, seeds: dict[str, bytes]) -> None:
     """Writes each seed to a file of its name."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -87,3 +107,4 @@ def write(folder: Path, seeds: dict[str, bytes]) -> None:
 
 if __name__ == "__main__":
     write(HERE / "corpus" / "gguf", gguf_seeds())
+    write(HERE / "corpus" / "session", session_seeds())
