@@ -126,6 +126,25 @@ static void compare_mlp(const char *isa, int32_t type, int32_t n) {
     expect(isa, "gated MLP", dg_type_traits_of(type)->name, n, error_of(out[1], out[0], (int64_t)n * EMBD), 1e-3);
 }
 
+/* Rows of so many columns that a panel of any set takes several strips. */
+static void compare_wide(const char *isa, int32_t type, int32_t n) {
+    enum { COLUMNS = 8448, TOKENS = 19, ROWS = 7 };
+    static float values[TOKENS * COLUMNS], norm[COLUMNS], x[ROWS * COLUMNS], logits[2][ROWS * TOKENS];
+    static uint8_t table[TOKENS * COLUMNS * 4];
+    const float scale = 0.7f;
+    fill(values, TOKENS * COLUMNS, 0.02f);
+    fill(norm, COLUMNS, 1.0f);
+    fill(x, (int64_t)n * COLUMNS, 3.0f);
+    dg_quantize(DG_TYPE_F32, values, type, table, TOKENS, COLUMNS, NULL, NULL, 1, NULL);
+    const test_head_params p = {COLUMNS, TOKENS, type, n, 2, table, &scale, norm, 30.0f, 1e-6f};
+    for (int k = 0; k < 2; k++) {
+        setenv("DGEMMA_ISA", k == 0 ? "scalar" : isa, 1);
+        test_logits(&p, x, n, logits[k]);
+    }
+    expect(isa, "wide logits", dg_type_traits_of(type)->name, n, error_of(logits[1], logits[0], (int64_t)n * TOKENS),
+           1e-5);
+}
+
 int main(int argc, char **argv) {
     const char *isas[] = {"avx2", "avxvnni", "avx512", "neon", "dotprod", "i8mm"};
     const int32_t rows[] = {1, 2, 3, 15, 16, 17, 33};
@@ -140,6 +159,8 @@ int main(int argc, char **argv) {
             const int32_t types[] = {DG_TYPE_Q4_0, DG_TYPE_Q4_1,  DG_TYPE_Q8_0,
                                      DG_TYPE_Q6_K, DG_TYPE_NVFP4, DG_TYPE_F16};
             for (int t = 0; t < 6; t++) compare_mlp(isas[i], types[t], rows[r]);
+            if (rows[r] == 1 || rows[r] == 3)
+                for (int t = 0; t < 6; t++) compare_wide(isas[i], types[t], rows[r]);
             for (int32_t type = 0; type <= DG_TYPE_NVFP4; type++)
                 if (dg_type_traits_of(type) != NULL) compare_head(isas[i], type, rows[r]);
             const int32_t cache_types[] = {DG_TYPE_F32, DG_TYPE_F16, DG_TYPE_BF16, DG_TYPE_Q8_0};
