@@ -106,9 +106,9 @@ __device__ void load_tile(int type, const void *rows, int64_t first_row, const S
     }
 }
 
-/* c (16 rows, 8 keys) += a · bᵀ over columns of shared memory, rows of both `*_stride` apart. Steps of 16 columns from
- * `skip0` to `skip1` are left out. */
-__device__ void multiply_rows(float (&c)[4], const uint16_t *a, int a_stride, const uint16_t *b, int b_stride, int n_cols,
+/* c[0] + c[1] (16 rows, 8 keys) += a · bᵀ over columns of shared memory, rows of both `*_stride` apart: two sums, since each
+ * instruction waits for the last one of its sum. Steps of 16 columns from `skip0` to `skip1` are left out. */
+__device__ void multiply_rows(float (&c)[2][4], const uint16_t *a, int a_stride, const uint16_t *b, int b_stride, int n_cols,
                               int skip0, int skip1) {
     const int lane = (int)threadIdx.x % 32;
     const uint16_t *a_row = a + (lane / 8 % 2 * 8 + lane % 8) * a_stride + lane / 16 * 8;
@@ -118,10 +118,10 @@ __device__ void multiply_rows(float (&c)[4], const uint16_t *a, int a_stride, co
         uint32_t b_words[4], a_words[4];
         ldmatrix_x4(b_words, b_row + column);
         ldmatrix_x4(a_words, a_row + column);
-        mma_f16_k16(c, a_words, b_words);
+        mma_f16_k16(c[0], a_words, b_words);
         if (column + 16 < n_cols) {
             ldmatrix_x4(a_words, a_row + column + 16);
-            mma_f16_k16(c, a_words, b_words + 2);
+            mma_f16_k16(c[1], a_words, b_words + 2);
         }
     }
 }
@@ -129,6 +129,7 @@ __device__ void multiply_rows(float (&c)[4], const uint16_t *a, int a_stride, co
 /* kSliceTiles: tiles of 8 dimensions in a warp's quarter of the head. */
 template <int kSliceTiles, int kKeys>
 __global__ void __launch_bounds__(32 * kWarps, kSliceTiles == 16 ? 1 : 2) attention_kernel(AttentionParams p) {
+    wait_for_predecessor();
     const Layout l = layout_of<kKeys>(p.head_dim, p.k_dim, p.has_v);
     uint16_t *q = shared_memory<uint16_t>();
     uint16_t *rotated = q + l.rotated, *k = q + l.k, *v = q + l.v, *weights = q + l.p;
@@ -168,21 +169,39 @@ __global__ void __launch_bounds__(32 * kWarps, kSliceTiles == 16 ? 1 : 2) attent
     const int first_tiles = (p.spans[0].n + kKeys - 1) / kKeys;
     const int n_tiles = first_tiles + (p.n_spans > 1 ? (p.spans[1].n + kKeys - 1) / kKeys : 0);
     const int tile_begin = (int)blockIdx.z * p.tiles_per_split, tile_end = min(tile_begin + p.tiles_per_split, n_tiles);
-    for (int tile = tile_begin; tile < tile_end; tile++) {
-        const Span &span = p.spans[tile < first_tiles ? 0 : 1];
-        const int offset = (tile < first_tiles ? tile : tile - first_tiles) * kKeys;
-        const int n_keys = min(kKeys, span.n - offset), key0 = span.position + offset;
-        if (p.causal && (key0 > last_query || (p.window > 0 && key0 + n_keys - 1 <= first_query - p.window))) continue;
-
-        __syncthreads(); /* the last tile has been read */
-        load_tile<kKeys>(p.type_k, span.k, kv_head * span.capacity, span, offset, n_keys, p.k_dim, k, l.k_stride);
+    auto first_key = [&](int t) { return (t < first_tiles ? t : t - first_tiles) * kKeys; };
+    auto span_of = [&](int t) -> const Span & { return p.spans[t < first_tiles ? 0 : 1]; };
+    /* The first tile from `t` on of which some row may see a key. */
+    auto next_visible = [&](int t) {
+        for (; p.causal && t < tile_end; t++) {
+            const int key0 = span_of(t).position + first_key(t), n_keys = min(kKeys, span_of(t).n - first_key(t));
+            if (key0 <= last_query && (p.window == 0 || key0 + n_keys - 1 > first_query - p.window)) break;
+        }
+        return t;
+    };
+    auto load_keys = [&](int t) {
+        const Span &span = span_of(t);
+        load_tile<kKeys>(p.type_k, span.k, kv_head * span.capacity, span, first_key(t), min(kKeys, span.n - first_key(t)),
+                         p.k_dim, k, l.k_stride);
+    };
+    int tile = next_visible(tile_begin);
+    if (tile < tile_end) load_keys(tile);
+    cp_async_commit();
+    while (tile < tile_end) {
+        const Span &span = span_of(tile);
+        const int offset = first_key(tile), n_keys = min(kKeys, span.n - offset), key0 = span.position + offset;
+        /* Values are loaded while scores are computed, the next keys while values are multiplied. */
+        cp_async_wait<0>();
+        __syncthreads(); /* the keys have arrived, and the last tile's values have been read */
         load_tile<kKeys>(p.type_v, span.v, kv_head * span.capacity, span, offset, n_keys, dim, v, l.v_stride);
         cp_async_commit();
-        cp_async_wait<0>();
-        __syncthreads();
+        if (!p.has_v) { /* scores need the values too */
+            cp_async_wait<0>();
+            __syncthreads();
+        }
 
         if (slice * 8 < kKeys) {
-            float c[4] = {0, 0, 0, 0};
+            float c[2][4] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
             const uint16_t *k_rows = k + slice * 8 * l.k_stride, *v_rows = v + slice * 8 * l.v_stride;
             if (p.has_v) {
                 multiply_rows(c, q + row_group * 16 * l.q_stride, l.q_stride, k_rows, l.k_stride, dim, 0, 0);
@@ -197,9 +216,13 @@ __global__ void __launch_bounds__(32 * kWarps, kSliceTiles == 16 ? 1 : 2) attent
             }
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                scores[(row_group * 16 + lane / 4 + i / 2 * 8) * (kKeys + 4) + slice * 8 + lane % 4 * 2 + i % 2] = c[i];
+                scores[(row_group * 16 + lane / 4 + i / 2 * 8) * (kKeys + 4) + slice * 8 + lane % 4 * 2 + i % 2] =
+                    c[0][i] + c[1][i];
         }
-        __syncthreads();
+        __syncthreads(); /* the scores stand, and the keys have been read */
+        const int next = next_visible(tile + 1);
+        if (next < tile_end) load_keys(next);
+        cp_async_commit();
 
         constexpr int kPart = kKeys / 8;
         float s[kPart], largest = maximum;
@@ -225,6 +248,7 @@ __global__ void __launch_bounds__(32 * kWarps, kSliceTiles == 16 ? 1 : 2) attent
         normaliser = normaliser * correction + sum;
         maximum = largest;
         if (my_part == 0) corrections[my_row] = correction;
+        cp_async_wait<1>(); /* the values; the next keys may be on their way */
         __syncthreads();
 
         const float correct[2] = {corrections[row_group * 16 + lane / 4], corrections[row_group * 16 + lane / 4 + 8]};
@@ -246,6 +270,7 @@ __global__ void __launch_bounds__(32 * kWarps, kSliceTiles == 16 ? 1 : 2) attent
                 mma_f16_k16(acc[i + 1], a, b + 2);
             }
         }
+        tile = next;
     }
 
     /* The normalisers are handed to the threads that hold the sums. */
@@ -276,6 +301,7 @@ constexpr int kJoinWarps = 4;
 
 /* A warp for each query and head. */
 __global__ void __launch_bounds__(32 * kJoinWarps) join_kernel(AttentionParams p) {
+    wait_for_predecessor();
     const int64_t rows = (int64_t)p.n * p.n_heads, row = (int64_t)blockIdx.x * kJoinWarps + threadIdx.x / 32;
     if (row >= rows) return;
     float largest = -INFINITY, normaliser = 0;
@@ -295,6 +321,7 @@ __global__ void __launch_bounds__(32 * kJoinWarps) join_kernel(AttentionParams p
 
 /* A warp for each query and head, for caches of float32: slow, and as exact as the CPU. */
 __global__ void __launch_bounds__(32 * kJoinWarps, 3) exact_kernel(AttentionParams p) {
+    wait_for_predecessor();
     const int lane = (int)threadIdx.x % 32, dim = p.head_dim, half = dim / 2, n_pairs = p.n_rot / 2;
     const int64_t item = (int64_t)blockIdx.x * kJoinWarps + threadIdx.x / 32;
     if (item >= (int64_t)p.n * p.n_heads) return;

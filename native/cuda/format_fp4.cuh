@@ -1,6 +1,6 @@
 /* NVFP4 as the matrix units of sm_120 and sm_121 read it. Part of formats.cuh.
  *
- * Those multiply E2M1 by E2M1, with an E4M3 scale for each 16 columns of either side, at four times the rate of int8,
+ * Those multiply E2M1 by E2M1, with an E4M3 scale for each 16 columns of either side, at twice the rate of int8,
  * and nothing is left to do before or after. Four bits are too few for activations (a relative error of 9 %), so a row
  * is the sum of two such terms, the second one of what the first leaves: 0.9 %, where int8 with a scale per 32 has 0.5
  * % on Gaussian rows and the same 0.8 % on rows with outliers (bench/fp4_activations.py).

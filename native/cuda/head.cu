@@ -13,6 +13,7 @@ namespace {
 /* ---- The pass over the vocabulary ----------------------------------------------------------------------------- */
 
 template <class F> __global__ void __launch_bounds__(DenseProduct<F>::kThreads, 3) statistics_kernel(HeadParams p) {
+    wait_for_predecessor();
     using P = DenseProduct<F>;
     static_assert(P::kBlockRowTiles * kTileRows == kVocabularyTile, "");
     const int tile = (int)blockIdx.y, token0 = (int)blockIdx.x * P::kBlockTokens;
@@ -127,6 +128,7 @@ __device__ void choose_looks(const HeadParams &p, HeadRow *row, const float *sha
 
 /* A block for each position. Sums over tiles are in float64 and in the order of the vocabulary. */
 __global__ void __launch_bounds__(kDrawThreads) draw_kernel(HeadParams p, int n_tiles, bool soft) {
+    wait_for_predecessor();
     double *sums = shared_memory<double>();                     /* (kDrawThreads) of each thread's tiles */
     double *weighted = sums + kDrawThreads;                     /* (kDrawThreads) */
     float *reduce = reinterpret_cast<float *>(weighted + kDrawThreads); /* (32) */
@@ -215,6 +217,7 @@ template <class F> __device__ float *look(const HeadParams &p, int token, int ti
 
 /* A block for each position: the first token of its tile at which the running sum exceeds the remainder. */
 template <class F> __global__ void __launch_bounds__(LookProduct<F>::kThreads, 8) candidate_kernel(HeadParams p) {
+    wait_for_predecessor();
     const int token = (int)blockIdx.x;
     const int tile = p.scratch.rows[token].tile;
     const float *weights = look<F>(p, token, tile);
@@ -233,6 +236,7 @@ template <class F> __global__ void __launch_bounds__(LookProduct<F>::kThreads, 8
 
 /* A block for each position and look. */
 template <class F> __global__ void __launch_bounds__(LookProduct<F>::kThreads, 8) look_kernel(HeadParams p) {
+    wait_for_predecessor();
     const int token = (int)blockIdx.x, i = (int)blockIdx.y;
     const HeadRow &row = p.scratch.rows[token];
     if (i >= row.n_looks) return;
@@ -246,6 +250,7 @@ constexpr int kGatherThreads = 192;
 /* A block for each position: the weighted sum of the embedding's rows. */
 template <class F> __global__ void __launch_bounds__(kGatherThreads) gather_kernel(HeadParams p, int n_embd, float gain,
                                                                                    float *soft) {
+    wait_for_predecessor();
     const int token = (int)blockIdx.x;
     const HeadRow &row = p.scratch.rows[token];
     if (row.n_looks < 0) return;
@@ -278,6 +283,7 @@ template <class F> __global__ void __launch_bounds__(kGatherThreads) gather_kern
 
 template <class F>
 __global__ void __launch_bounds__(DenseProduct<F>::kThreads, 3) logits_kernel(HeadParams p, int first_tile, float *out) {
+    wait_for_predecessor();
     using P = DenseProduct<F>;
     const int tile = first_tile + (int)blockIdx.y, token0 = (int)blockIdx.x * P::kBlockTokens;
     const int n_tokens = min(p.n - token0, P::kBlockTokens);

@@ -126,16 +126,47 @@ template <class T> static __device__ __forceinline__ T *shared_memory() {
     return reinterpret_cast<T *>(dynamic_shared_memory);
 }
 
+/* To be called by every kernel before anything else. From sm_90 on a kernel may be launched while the one before it in the
+ * stream still runs (launch, below): it waits here until that one has ended and its results can be seen, and lets the next
+ * one be launched when all of its own blocks have come here. So launches cost no time between kernels, and since each
+ * kernel waits for its predecessor as a whole, none can overtake. */
+static __device__ __forceinline__ void wait_for_predecessor() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;\n" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
+#endif
+}
+
+/* Whether the first device has compute capability 9.0 or later. */
+static inline bool overlaps_launches() {
+    static const bool overlaps = [] {
+        int major = 0;
+        return cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0) == cudaSuccess && major >= 9;
+    }();
+    return overlaps;
+}
+
 /* A failure is found by the caller's cudaGetLastError. */
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
             Arguments... arguments) {
     if (shared_bytes > 48 * 1024)
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes);
+    cudaLaunchAttribute overlap = {};
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = stream;
+    config.attrs = &overlap;
+    config.numAttrs = !kMeasuresLaunches && overlaps_launches() ? 1 : 0;
+    auto start = [&] { cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...); };
 #ifdef DGEMMA_CUDA_TIMING
-    LaunchTimes::get().measure(kernel, stream, [&] { kernel<<<grid, block, shared_bytes, stream>>>(arguments...); });
+    LaunchTimes::get().measure(kernel, stream, start);
 #else
-    kernel<<<grid, block, shared_bytes, stream>>>(arguments...);
+    start();
 #endif
 }
 

@@ -26,6 +26,7 @@ struct MatmulParams {
 };
 
 template <class F> __global__ void __launch_bounds__(DenseProduct<F>::kThreads) matmul_kernel(MatmulParams p) {
+    wait_for_predecessor();
     using P = DenseProduct<F>;
     int part = 0;
     while (part + 1 < p.n_parts && (int)blockIdx.y >= p.parts[part + 1].first_block) part++;

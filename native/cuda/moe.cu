@@ -23,6 +23,7 @@ struct RouteParams {
 /* A warp for each token. Softmax over all experts, the n_used most probable (the lower number first among equals), their
  * shares normalised to one and multiplied by each expert's factor. The softmax's own normaliser cancels. */
 __global__ void __launch_bounds__(32 * kRouteWarps) route_kernel(RouteParams p) {
+    wait_for_predecessor();
     const int lane = (int)threadIdx.x % 32, n_experts = p.logits.n_columns;
     const int token = (int)blockIdx.x * kRouteWarps + (int)threadIdx.x / 32;
     if (token >= p.logits.n) return;
@@ -79,6 +80,7 @@ size_t sort_bytes(int n_experts) {
 __global__ void __launch_bounds__(32 * kSortWarps) sort_kernel(const int32_t *ids, int n_choices, int n_used, int n_experts,
                                                                int32_t *slots, int32_t *slot_tokens, int32_t *work,
                                                                int max_work) {
+    wait_for_predecessor();
     int32_t *starts = shared_memory<int32_t>();                      /* (n_experts) */
     uint16_t *counts = reinterpret_cast<uint16_t *>(starts + n_experts); /* (kSortWarps, n_experts) */
     const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
@@ -170,6 +172,7 @@ struct ExpertParams {
 /* hidden = gelu(gate) · up for 64 features and up to 32 choices of an expert, ready for the product with down. Warp w has
  * features 32·w … + 31: their gate rows in the first two of its row tiles, their up rows in the other two. */
 template <class F> __global__ void __launch_bounds__(ExpertProduct<F>::kThreads, kExpertBlocks<F>) gate_up_kernel(ExpertParams p) {
+    wait_for_predecessor();
     using P = ExpertProduct<F>;
     if ((int)blockIdx.y >= p.work[3 * p.max_work]) return;
     const int expert = p.work[3 * blockIdx.y], slot0 = p.work[3 * blockIdx.y + 1], n = p.work[3 * blockIdx.y + 2];
@@ -244,6 +247,7 @@ template <class F> __global__ void __launch_bounds__(ExpertProduct<F>::kThreads,
 }
 
 template <class F> __global__ void __launch_bounds__(ExpertProduct<F>::kThreads, kExpertBlocks<F>) down_kernel(ExpertParams p) {
+    wait_for_predecessor();
     using P = ExpertProduct<F>;
     if ((int)blockIdx.y >= p.work[3 * p.max_work]) return;
     const int expert = p.work[3 * blockIdx.y], slot0 = p.work[3 * blockIdx.y + 1], n = p.work[3 * blockIdx.y + 2];
@@ -270,6 +274,7 @@ constexpr int kMixThreads = 256;
 /* out[token] = Σ share · result, in the order of choice. */
 __global__ void __launch_bounds__(kMixThreads) mix_kernel(const float *results, const int32_t *slots,
                                                           const float *shares, int n_used, int n_embd, float *out) {
+    wait_for_predecessor();
     const int token = (int)blockIdx.x;
     for (int i = (int)threadIdx.x; i < n_embd; i += kMixThreads) {
         float sum = 0;

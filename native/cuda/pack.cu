@@ -224,6 +224,7 @@ template <class F> __device__ void pack_float_lane(const Source &s, int64_t row0
 }
 
 template <class F> __global__ void pack_kernel(Source s, int64_t k_tiles, int64_t n_tiles, char *tiles) {
+    wait_for_predecessor();
     const int64_t tile = (int64_t)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
     if (tile >= n_tiles) return;
     const int lane = (int)threadIdx.x % 32;
@@ -237,7 +238,10 @@ template <class F> __global__ void pack_kernel(Source s, int64_t k_tiles, int64_
         pack_float_lane<F>(s, row0, column0, lane, target + tile_offset<F>(k));
 }
 
-__global__ void probe_kernel(int32_t *flag) { *flag = kHasFp4Mma; }
+__global__ void probe_kernel(int32_t *flag) {
+    wait_for_predecessor();
+    *flag = kHasFp4Mma;
+}
 
 } // namespace
 

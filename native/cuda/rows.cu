@@ -66,6 +66,7 @@ struct PrepareParams {
 };
 
 __global__ void __launch_bounds__(kThreads) prepare_kernel(PrepareParams p) {
+    wait_for_predecessor();
     float *shared = shared_memory<float>(); /* (32) */
     const int64_t row = blockIdx.x;
     const float *x = p.x + row * p.n_cols;
@@ -97,6 +98,7 @@ __global__ void __launch_bounds__(kThreads) prepare_kernel(PrepareParams p) {
 }
 
 __global__ void __launch_bounds__(kThreads) gated_kernel(Partials gate_up, int n_ff, ActivationKind kind, Activations x) {
+    wait_for_predecessor();
     float *shared = shared_memory<float>(); /* (32) */
     const int row = (int)blockIdx.x;
     const bool wanted[3] = {kind == kInt8, kind == kFp4Terms, kind == kFloats};
@@ -162,6 +164,7 @@ constexpr int kQkvWarps = 4;
 
 /* A warp for each token's head of q (unless q is NULL), of k and of v. */
 __global__ void __launch_bounds__(32 * kQkvWarps) qkv_kernel(QkvParams p) {
+    wait_for_predecessor();
     const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
     const int n_queries = p.q != nullptr ? p.n_heads : 0;
     const int heads = n_queries + 2 * p.n_kv_heads;
@@ -222,11 +225,13 @@ __global__ void __launch_bounds__(32 * kQkvWarps) qkv_kernel(QkvParams p) {
 /* ---- Residual stream ------------------------------------------------------------------------------------------ */
 
 __global__ void __launch_bounds__(kThreads) sum_kernel(Partials p, float *out) {
+    wait_for_predecessor();
     for (int i = (int)threadIdx.x; i < p.n_columns; i += kThreads)
         out[(int64_t)blockIdx.x * p.n_columns + i] = partial_sum(p, (int)blockIdx.x, i);
 }
 
 __global__ void __launch_bounds__(kThreads) add_normed_kernel(Partials p, const float *weight, float eps, float *x) {
+    wait_for_predecessor();
     float *shared = shared_memory<float>(); /* (32), then the row */
     float *y = shared + 32;
     const int n = p.n_columns;
@@ -241,6 +246,7 @@ __global__ void __launch_bounds__(kThreads) add_normed_kernel(Partials p, const 
 }
 
 __global__ void __launch_bounds__(kThreads) add_then_norm_kernel(float *x, const float *d, int n, float eps) {
+    wait_for_predecessor();
     float *shared = shared_memory<float>(); /* (32), then the row */
     float *y = shared + 32;
     x += (int64_t)blockIdx.x * n;
@@ -261,6 +267,7 @@ struct CombineParams {
 };
 
 __global__ void __launch_bounds__(kThreads) combine_kernel(CombineParams p) {
+    wait_for_predecessor();
     float *shared = shared_memory<float>(); /* (32), then the row */
     float *y = shared + 32;
     const int n = p.n_embd;
@@ -287,6 +294,7 @@ __global__ void __launch_bounds__(kThreads) combine_kernel(CombineParams p) {
 template <class F>
 __global__ void __launch_bounds__(kThreads) embed_kernel(const char *tiles, const float *scale, const int32_t *ids,
                                                          int n_cols, int k_tiles, float gain, float *x) {
+    wait_for_predecessor();
     const int token = (int)blockIdx.x;
     const int id = ids[token], row = id % kTileRows;
     if (scale != nullptr) gain *= *scale;

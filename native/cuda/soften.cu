@@ -24,6 +24,7 @@ __device__ __forceinline__ uint16_t term(float value, int i) {
 /* Weights (kTerms, n, kChunk) of one chunk. */
 template <class F>
 __global__ void __launch_bounds__(DenseProduct<F>::kThreads, 3) weights_kernel(HeadParams p, int first_tile) {
+    wait_for_predecessor();
     using P = DenseProduct<F>;
     static_assert(P::kBlockTokens == kSoftTokens, "");
     if (p.scratch.any_dense[blockIdx.x] == 0) return;
@@ -81,6 +82,7 @@ template <class F> __device__ void decode_rows(const SoftenParams &p, int step, 
 
 /* A block adds 128 tokens × 64 columns over its share of the chunk; each warp has 32 of the tokens. */
 template <class F> __global__ void __launch_bounds__(kSoftThreads) soften_kernel(SoftenParams p) {
+    wait_for_predecessor();
     constexpr int kN = kTerms<F>;
     if (p.head.scratch.any_dense[blockIdx.y] == 0) return;
     uint16_t *weights = shared_memory<uint16_t>();              /* (kTerms, kSoftTokens, kStride) */
@@ -153,6 +155,7 @@ constexpr int kFinishThreads = 256;
 
 /* soft = sums / normaliser for the tokens that need the dense form. */
 __global__ void __launch_bounds__(kFinishThreads) finish_kernel(HeadParams p, int n_embd, float gain, float *soft) {
+    wait_for_predecessor();
     const int token = (int)blockIdx.x;
     const HeadRow &row = p.scratch.rows[token];
     if (row.n_looks >= 0) return;
@@ -191,6 +194,7 @@ void finish(const Queue &queue, const HeadTask &task) {
 /* ---- Given z -------------------------------------------------------------------------------------------------- */
 
 __global__ void begin_kernel(HeadRow *rows, int32_t *any_dense, int n) {
+    wait_for_predecessor();
     for (int i = (int)threadIdx.x; i < n; i += (int)blockDim.x) {
         rows[i].maximum = -INFINITY;
         rows[i].normaliser = 0;
@@ -201,6 +205,7 @@ __global__ void begin_kernel(HeadRow *rows, int32_t *any_dense, int n) {
 
 /* A block for each position: the running maximum and normaliser. */
 __global__ void __launch_bounds__(kFinishThreads) given_statistics_kernel(const float *z, int count, HeadRow *rows) {
+    wait_for_predecessor();
     float *shared = shared_memory<float>(); /* (32), (kFinishThreads) */
     z += (int64_t)blockIdx.x * kGivenChunk;
     float largest = rows[blockIdx.x].maximum;
@@ -221,6 +226,7 @@ __global__ void __launch_bounds__(kFinishThreads) given_statistics_kernel(const 
 /* Weights (n_terms, n, kGivenChunk); zeros behind the last. */
 __global__ void __launch_bounds__(kFinishThreads) given_weights_kernel(const float *z, int count, const HeadRow *rows,
                                                                        int n, int n_terms, uint16_t *weights) {
+    wait_for_predecessor();
     const int64_t row = (int64_t)blockIdx.x * kGivenChunk;
     for (int i = (int)threadIdx.x; i < kGivenChunk; i += kFinishThreads) {
         float weight = i < count ? kWeightScale * expf(z[row + i] - rows[blockIdx.x].maximum) : 0.0f;

@@ -43,14 +43,26 @@ void choose_fp4(dg_model *model) {
     }
 }
 
+/* Types that the CPU runs and this backend does not. */
+const char *name_of(int32_t type) {
+    switch (type) {
+    case DG_TYPE_IQ2_XXS: return "iq2_xxs";
+    case DG_TYPE_IQ2_XS: return "iq2_xs";
+    case DG_TYPE_IQ2_S: return "iq2_s";
+    case DG_TYPE_IQ3_XXS: return "iq3_xxs";
+    case DG_TYPE_IQ3_S: return "iq3_s";
+    default: return "unknown";
+    }
+}
+
 /* What the kernels cannot do is refused before anything is allocated. */
 dg_status check(const dg_model *model, const Plan &plan, dg_error *error) {
     for (const dg_cuda_item &item : plan)
         if (item.row_bytes > 0 && !packed_shape(item.type, item.n_rows, item.n_cols).known)
             return dg_fail(error, DG_ERROR_BACKEND,
-                           "the CUDA backend does not run tensor type %d (%s): use the CPU, or a file in q4_0, q4_1, "
+                           "the CUDA backend does not run tensor type %s (%d, of %s): use the CPU, or a file in q4_0, q4_1, "
                            "q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs, nvfp4, f16, bf16 or f32",
-                           item.type, item.what);
+                           name_of(item.type), item.type, item.what);
     if (model->n_embd % 32 != 0 || model->n_ff % 32 != 0 || model->n_ff_expert % 32 != 0)
         return dg_fail(error, DG_ERROR_BACKEND,
                        "the widths %d, %d and %d must be multiples of 32 on the CUDA backend: use the CPU",

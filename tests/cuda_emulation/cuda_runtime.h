@@ -65,6 +65,9 @@ void warp_operation(const char *what, void *operands, void (*compute)(void *cons
 /* A read of shared memory, for the report on bank conflicts; reads of other memory are left out. */
 void note_access(const void *from, size_t bytes);
 
+/* Notes that the running thread has waited for the kernel before its own; one that ends without is an error. */
+void note_begin();
+
 /* DGEMMA_EMULATION_FP4: whether the device is one of those that multiply FP4. */
 bool has_fp4_mma();
 

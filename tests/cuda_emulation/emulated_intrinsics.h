@@ -158,6 +158,8 @@ static inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void *row) {
     emulation::warp_operation("ldmatrix.trans", &m, emulation::ldmatrix<true>);
 }
 
+static inline void wait_for_predecessor() { emulation::note_begin(); }
+
 template <class T> T *shared_memory() { return (T *)emulation::shared; }
 
 template <class... Parameters, class... Arguments>

@@ -48,7 +48,7 @@ struct Thread {
     char *stack = nullptr;
     dim3 index;
     int number = 0;
-    bool done = false;
+    bool done = false, begun = false;
     /* What it waits for: a change of *generation. */
     const unsigned long *generation = nullptr;
     unsigned long waiting_for = 0;
@@ -176,6 +176,7 @@ static void back_to_scheduler() {
 
 static void body() {
     (*scheduler.kernel)();
+    if (!scheduler.current->begun) fail("a kernel has not called wait_for_predecessor");
     scheduler.current->done = true;
     back_to_scheduler();
     fail("a finished thread was resumed");
@@ -186,7 +187,7 @@ static void prepare(Thread &t) {
         t.stack = (char *)aligned_alloc(64, kStackBytes);
         if (t.stack == nullptr) fail("no memory for the stack of a thread");
     }
-    t.done = false;
+    t.done = t.begun = false;
     t.generation = nullptr;
     t.groups.clear();
     t.open.clear();
@@ -333,6 +334,8 @@ void vote(void *const *all) {
     for (int i = 0; i < 32; i++) bits |= (unsigned)(((Vote *)all[i])->predicate != 0) << i;
     for (int i = 0; i < 32; i++) ((Vote *)all[i])->result = bits;
 }
+
+void note_begin() { scheduler.current->begun = true; }
 
 void match(void *const *all) {
     for (int i = 0; i < 32; i++) {
