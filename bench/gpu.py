@@ -190,7 +190,7 @@ def build(run: Run) -> None:
     engine = made / "libdgemma_engine.a"
     run.command([compiler, "-O2", "-std=gnu11", "-I", include, source / "steps.c", engine,
                  "-o", run.steps, "-lpthread", "-lm", "-ldl"])  # fmt: skip
-    if cuda:
+    if shutil.which("nvcc"):
         run.command(["nvcc", "-O3", "-std=c++17", "-arch=native", source / "limits.cu",
                      "-o", run.folder / "limits"])  # fmt: skip
 
@@ -420,7 +420,7 @@ def _names(known: Sequence[str]) -> Callable[[str], list[str]]:
 
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser("gpu.py", description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=REPOSITORY / "build" / "gpu")
     parser.add_argument("--type", choices=random_gguf.TYPES, default="q4_0", help="at full size")
     types = list(random_gguf.TYPES)

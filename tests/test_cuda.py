@@ -209,3 +209,19 @@ def test_without_the_library_the_reason_is_given(
     monkeypatch.setenv("DGEMMA_CUDA_LIBRARY", "/nowhere/libdgemma_cuda.so")
     with pytest.raises(dgemma.BackendError, match="cannot be loaded"):
         open_model(gguf_file("small"), backend="cuda")
+
+
+def test_a_type_without_kernels_is_refused_by_name(
+    cuda: Callable[..., Any], tmp_path: Path, gguf_file: Callable[..., Path]
+) -> None:
+    """No converter here writes IQ2 or IQ3: a Q6_K tensor is relabelled, whose blocks are larger."""
+    path = tmp_path / "iq2.gguf"
+    data = bytearray(gguf_file("wide", "q6_k").read_bytes())
+    name = b"blk.0.attn_q.weight"
+    at = data.index(name) + len(name) + 4 + 2 * 8
+    assert int.from_bytes(data[at : at + 4], "little") == 14  # q6_k
+    data[at : at + 4] = (16).to_bytes(4, "little")  # iq2_xxs
+    path.write_bytes(data)
+    with pytest.raises(dgemma.BackendError, match=r"type iq2_xxs .*attn_q"):
+        cuda(path)
+    assert cuda(path, backend="auto").info.backend_name.startswith("cpu")
