@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from browser import PROGRAM, Browser
-from test_package_server import running
+from serving import running
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="needs Chromium: apt-get install chromium")
 

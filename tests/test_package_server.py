@@ -1,16 +1,9 @@
-"""The HTTP server as a program on loopback: the API, its clients, and those that misbehave."""
+"""The HTTP server as a program on loopback: the API, the public client, requests that are wrong."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
-import signal
-import socket
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,47 +12,7 @@ import httpx
 import openai
 import pytest
 
-KEY = "test-key"
-QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
-SLOW = {"confidence_threshold": 1e-30, "max_denoising_steps": 10_000}
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "weather",
-        "description": "Says the weather.",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
-    },
-}
-
-
-@contextlib.contextmanager
-def running(path: Path, *options: object) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """A server and its address."""
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-c", "import sys, dgemma.cli; sys.exit(dgemma.cli.main())"),
-            *("serve", "-m", str(path), "--port", "0", "--alias", "tiny", "-c", "512"),
-            *map(str, options),
-        ],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    try:
-        address = None
-        while address is None:
-            line = process.stderr.readline()
-            assert line, f"the server ended with {process.poll()}"
-            address = re.search(r"http://\S+", line)
-        yield address[0], process
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(60)
-        finally:
-            process.kill()
-            process.stderr.close()
+from serving import KEY, QUESTION, ask, counted, running
 
 
 @pytest.fixture(scope="module")
@@ -83,17 +36,6 @@ def client(server: str) -> openai.OpenAI:
         max_retries=0,
         http_client=httpx.Client(trust_env=False, timeout=120),
     )
-
-
-def ask(http: httpx.Client, **changes: Any) -> httpx.Response:
-    return http.post("/v1/chat/completions", json={"messages": QUESTION, "seed": 1, **changes})
-
-
-def wait_until_idle(http: httpx.Client, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while "dgemma_requests_live 0\n" not in http.get("/metrics").text:
-        assert time.monotonic() < deadline, "the server still works for a client that has gone"
-        time.sleep(0.05)
 
 
 # ---- The public client ---------------------------------------------------------------------------
@@ -130,23 +72,89 @@ def test_completion(client: openai.OpenAI) -> None:
     assert whole.usage.completion_tokens <= 8
 
 
-def test_tools(client: openai.OpenAI) -> None:
-    options: dict[str, Any] = {
-        "model": "tiny",
-        "messages": QUESTION,
-        "seed": 1,
-        "max_tokens": 64,
-        "tools": [WEATHER],
+CITY = {"type": "string", "description": "Name of the city"}
+PARAMETERS = {"type": "object", "properties": {"city": CITY}, "required": ["city"]}
+TOOLS = [
+    {
+        "type": "function",
+        "function": {"name": name, "description": f"{what} in a city", "parameters": PARAMETERS},
     }
-    forced = {"type": "function", "function": {"name": "weather"}}
-    whole = client.chat.completions.create(**options, tool_choice=forced)
-    message = whole.choices[0].message
-    assert "<|tool_call>" not in (message.content or "")
-    for call in message.tool_calls or []:
-        assert call.function.name == "weather"
-        assert isinstance(json.loads(call.function.arguments), dict)
-    plain = client.chat.completions.create(**options, tool_choice="none")
-    assert plain.choices[0].message.tool_calls is None
+    for name, what in (("get_weather", "Weather"), ("get_time", "Time"))
+]
+SUNNY = {"role": "user", "content": "Is it sunny in Oslo?"}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_tool_is_called_and_its_response_answered(client: openai.OpenAI, stream: bool) -> None:
+    options: dict[str, Any] = {"model": "tiny", "seed": 1, "tools": TOOLS}
+    if stream:
+        chunks = list(client.chat.completions.create(messages=[SUNNY], stream=True, **options))
+        assert all(not chunk.choices[0].delta.content for chunk in chunks)
+        (call,) = (c for chunk in chunks for c in chunk.choices[0].delta.tool_calls or [])
+        assert chunks[-1].choices[0].finish_reason == "tool_calls"
+    else:
+        whole = client.chat.completions.create(messages=[SUNNY], **options)
+        assert whole.choices[0].finish_reason == "tool_calls"
+        (call,) = whole.choices[0].message.tool_calls
+    assert call.function.name == "get_weather"
+    assert json.loads(call.function.arguments) == {"city": "Oslo"}
+    function = {"name": call.function.name, "arguments": call.function.arguments}
+    messages: list[Any] = [
+        SUNNY,
+        {
+            "role": "assistant",
+            "tool_calls": [{"id": call.id, "type": "function", "function": function}],
+        },
+        {"role": "tool", "tool_call_id": call.id, "content": '{"sky": "cloudy", "degrees": 12}'},
+    ]
+    answer = client.chat.completions.create(messages=messages, **options)
+    assert "cloudy in Oslo" in answer.choices[0].message.content
+
+
+@pytest.mark.parametrize(
+    ("choice", "names"),
+    [
+        ("none", set()),
+        ("auto", {"get_weather"}),
+        ("required", {"get_weather"}),
+        ({"type": "function", "function": {"name": "get_time"}}, {"get_time"}),
+    ],
+    ids=["none", "auto", "required", "named"],
+)
+def test_tool_choice(client: openai.OpenAI, choice: Any, names: set[str]) -> None:
+    answer = client.chat.completions.create(
+        model="tiny", messages=[SUNNY], seed=1, max_tokens=64, tools=TOOLS, tool_choice=choice
+    )  # type: ignore[call-overload]
+    message = answer.choices[0].message
+    assert {call.function.name for call in message.tool_calls or []} == names
+
+
+def test_a_tool_choice_without_its_tool(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="none of the tools"):
+        client.chat.completions.create(
+            model="tiny",
+            messages=[SUNNY],
+            tools=TOOLS,
+            tool_choice={"type": "function", "function": {"name": "get_rich"}},
+        )  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_answers_by_a_schema(client: openai.OpenAI, stream: bool) -> None:
+    schema = {"enum": ["Paris", "Rome"]}
+    wanted = {"type": "json_schema", "json_schema": {"name": "city", "schema": schema}}
+    answer = client.chat.completions.create(
+        model="tiny", messages=QUESTION, seed=1, response_format=wanted, stream=stream
+    )  # type: ignore[call-overload]
+    if stream:
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in answer)
+    else:
+        text = answer.choices[0].message.content
+    assert json.loads(text) in schema["enum"]
+    with pytest.raises(openai.BadRequestError, match="xml"):
+        client.chat.completions.create(
+            model="tiny", messages=QUESTION, response_format={"type": "xml"}
+        )  # type: ignore[call-overload]
 
 
 def test_models(client: openai.OpenAI) -> None:
@@ -177,14 +185,9 @@ def test_tokens_and_templates(http: httpx.Client) -> None:
 
 
 def test_metrics_count(http: httpx.Client) -> None:
-    def requests() -> int:
-        found = re.search(r"^dgemma_requests_total (\d+)", http.get("/metrics").text, re.MULTILINE)
-        assert found is not None
-        return int(found[1])
-
-    before = requests()
+    before = counted(http, "requests")
     assert ask(http, max_tokens=1).status_code == 200
-    assert requests() == before + 1
+    assert counted(http, "requests") == before + 1
 
 
 def test_the_page_uses_nothing_from_outside(http: httpx.Client) -> None:
@@ -276,103 +279,3 @@ def test_other_content_types_and_methods(http: httpx.Client) -> None:
     assert response.status_code == 415
     assert http.get("/v1/chat/completions").status_code == 405
     assert http.get("/nowhere").json()["error"]["type"] == "invalid_request_error"
-
-
-# ---- Load, and clients that go away --------------------------------------------------------------
-
-
-def test_a_full_queue_says_so(http: httpx.Client, server: str) -> None:
-    wait_until_idle(http)
-    with contextlib.ExitStack() as stack:
-        for _ in range(3):  # one at work, two in the queue
-            response = stack.enter_context(
-                http.stream(
-                    "POST",
-                    "/v1/chat/completions",
-                    json={"messages": QUESTION, "stream": True, **SLOW},
-                )
-            )
-            assert response.status_code == 200
-        refused = ask(http)
-        assert refused.status_code == 503
-        assert int(refused.headers["retry-after"]) > 0
-    wait_until_idle(http)
-
-
-@pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_goes_away_frees_the_model(
-    server: str, http: httpx.Client, stream: bool
-) -> None:
-    wait_until_idle(http)
-    host, port = server.removeprefix("http://").split(":")
-    body = json.dumps({"messages": QUESTION, "stream": stream, **SLOW}).encode()
-    head = (
-        f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {KEY}\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    with socket.create_connection((host, int(port))) as connection:
-        connection.sendall(head.encode() + body)
-        deadline = time.monotonic() + 60
-        while "dgemma_requests_live 1\n" not in http.get("/metrics").text:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-    wait_until_idle(http)
-    assert ask(http, max_tokens=1).status_code == 200
-
-
-def test_half_a_request_holds_nobody_up(server: str, http: httpx.Client) -> None:
-    host, port = server.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port))) as connection:
-        connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Le")
-        assert ask(http, max_tokens=1).status_code == 200
-
-
-def test_many_clients_at_once(server: str, http: httpx.Client) -> None:
-    wait_until_idle(http)
-    expected = ask(http, max_tokens=4).json()["choices"][0]["message"]["content"]
-    found: list[int] = []
-    texts: set[str] = set()
-
-    def work() -> None:
-        headers = {"Authorization": f"Bearer {KEY}"}
-        with httpx.Client(base_url=server, headers=headers, timeout=120, trust_env=False) as own:
-            response = ask(own, max_tokens=4)
-            found.append(response.status_code)
-            if response.status_code == 200:
-                texts.add(response.json()["choices"][0]["message"]["content"])
-
-    threads = [threading.Thread(target=work) for _ in range(64)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 64
-    assert set(found) <= {200, 503}
-    assert found.count(200) >= 3
-    assert texts == {expected}
-    wait_until_idle(http)
-
-
-def test_sigterm_while_generating(tiny_gguf: Path) -> None:
-    with running(tiny_gguf) as (address, process):
-        body = {"messages": QUESTION, "stream": True, **SLOW}
-        with httpx.stream(
-            "POST", f"{address}/v1/chat/completions", json=body, timeout=60, trust_env=False
-        ) as response:
-            lines = response.iter_lines()
-            next(lines)
-            process.send_signal(signal.SIGTERM)
-            with contextlib.suppress(httpx.HTTPError):
-                list(lines)
-        assert process.wait(60) == 0
-
-
-def test_a_port_in_use_is_one_line(tiny_gguf: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        with (
-            pytest.raises(AssertionError, match="ended"),
-            running(tiny_gguf, "--port", taken.getsockname()[1]),
-        ):
-            pass

@@ -11,8 +11,10 @@ import uvicorn
 
 from ..model import DiffusionGemma
 from .app import create_app
+from .connection import Connection
 
 LOOPBACK = frozenset(["127.0.0.1", "localhost", "[::1]"])
+MAX_CONNECTIONS = 512  # further ones are answered 503 at once
 SHUTDOWN_SECONDS = 3  # answers under way may finish in that time; then they are cancelled
 
 
@@ -51,6 +53,8 @@ def serve(
         app,
         host=host,
         port=port,
+        http=Connection,
+        limit_concurrency=MAX_CONNECTIONS,
         log_level="warning",
         access_log=False,
         server_header=False,
