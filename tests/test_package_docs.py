@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import runpy
 import shlex
@@ -14,6 +15,7 @@ import pytest
 import dgemma
 from dgemma.cli import main
 from dgemma.cli.main import parser
+from serving import running
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -55,6 +57,20 @@ def test_commands_of_the_server_page_parse() -> None:
         assert parser().parse_args(arguments).run
 
 
+def test_programs_of_the_server_page(
+    tiny_gguf: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "*")
+    found = blocks("server.md", "python")
+    assert len(found) > 1
+    with running(tiny_gguf) as (address, _):
+        program = "\n".join(found).replace("http://127.0.0.1:8080", address)
+        exec(compile(program, "docs/server.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert "Paris" in printed
+    assert "step" in printed
+
+
 def test_every_command_is_on_the_cli_page() -> None:
     page = (REPOSITORY / "docs" / "cli.md").read_text(encoding="utf-8")
     usage = parser().format_help()
@@ -74,16 +90,23 @@ def example(name: str) -> dict[str, Any]:
 def test_chat_example(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO("What is the capital of France?\n"))
-    example("chat.py")["main"]("model.gguf")
-    assert "Paris" in capsys.readouterr().out
+    for question, answer in (("What is the capital of France?", "Paris"),
+                             ("What is the capital of Italy?", "Rome")):  # fmt: skip
+        monkeypatch.setattr("sys.stdin", io.StringIO(question + "\n"))
+        example("chat.py")["main"]("model.gguf", "kept.session")
+        assert answer in capsys.readouterr().out
+    kept = json.loads((folder / "kept.session.json").read_text())
+    assert [message["role"] for message in kept] == ["user", "assistant"] * 2
+    assert (folder / "kept.session").stat().st_size > 0
 
 
-def test_gap_example(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("tries", [1, 3])
+def test_gap_example(folder: Path, monkeypatch: pytest.MonkeyPatch, tries: int) -> None:
     letter = folder / "letter.txt"
     letter.write_text("The old man [...] by the sea.")
     arguments = ["fill_gap.py", "model.gguf", "letter.txt", "--tokens", "6", "--seed", "1"]
-    monkeypatch.setattr("sys.argv", arguments)
+    monkeypatch.setattr("sys.argv", [*arguments, "--tries", str(tries)])
+    monkeypatch.setattr("builtins.input", lambda _: "2")
     example("fill_gap.py")["main"]()
     text = letter.read_text()
     assert text.startswith("The old man ")
@@ -91,29 +114,20 @@ def test_gap_example(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "[...]" not in text
 
 
-def test_agent_example(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("question", "called", "answer"),
+    [
+        ("Is it sunny in Oslo?", 'get_weather({"city": "Oslo"})', "cloudy in Oslo, 12 degrees"),
+        ("What time is it in Rome?", 'get_time({"city": "Rome"})', "Rome"),
+    ],
+)
+def test_agent_example(
+    folder: Path, capsys: pytest.CaptureFixture[str], question: str, called: str, answer: str
+) -> None:
     agent = example("agent.py")
-    assert agent["call"]("add", {"a": 1, "b": 2}) == "3.0"
-    assert agent["call"]("add", {}).startswith("error")
-    assert agent["call"]("nothing", {}).startswith("error")
+    assert "error" in json.loads(agent["call"]("get_weather", {}))
+    assert "error" in json.loads(agent["call"]("get_weather", {"city": "Atlantis"}))
+    assert "error" in json.loads(agent["call"]("nothing", {}))
     with dgemma.DiffusionGemma("model.gguf", n_ctx=1024) as llm:
-        # The tiny model has not learnt these tools: a script stands in for what it would say.
-        said = [
-            {
-                "tool_calls": [
-                    {"id": "1", "function": {"name": "add", "arguments": '{"a":2,"b":3}'}}
-                ]
-            },
-            {"content": "It is 5."},
-        ]
-        asked: list[Any] = []
-
-        def answer(messages: Any, **_: Any) -> dict[str, Any]:
-            llm.chat_template.render(messages, tools=agent["TOOLS"])
-            asked.append(list(messages))
-            message = {"role": "assistant", "content": None, **said[len(asked) - 1]}
-            return {"choices": [{"message": message}]}
-
-        monkeypatch.setattr(llm, "create_chat_completion", answer)
-        assert agent["run"](llm, "2 + 3?") == "It is 5."
-        assert asked[1][-1] == {"role": "tool", "tool_call_id": "1", "content": "5.0"}
+        assert answer in agent["run"](llm, question, seed=1)
+    assert called in capsys.readouterr().err
