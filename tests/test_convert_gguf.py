@@ -14,7 +14,7 @@ import pytest
 from dgemma import _native
 from dgemma_convert import ConvertError, convert, encode, quantize
 from dgemma_convert.policy import MIXES
-from dgemma_convert.synth import PRESETS, synthesize
+from dgemma_convert.synth import PRESETS, preset_tensors, synthesize
 from dgemma_convert.synth_vocabulary import synthetic_vocabulary
 
 Converted = Callable[..., Path]
@@ -165,6 +165,10 @@ def test_random_models_load_and_run(tmp_path: Path, outtype: str) -> None:
     path = tmp_path / "model.gguf"
     report = synthesize("tiny-random", path, outtype, progress=False)
     assert report.n_bytes < path.stat().st_size
+    planned = [info for step in preset_tensors("tiny-random", outtype) for info in step.infos]
+    assert {(info.name, info.n_bytes) for info in planned} == {
+        (tensor.name, tensor.n_bytes) for tensor in report.tensors
+    }
     config = PRESETS["tiny-random"]
     with _native.Model(path) as model, _native.Session(model, n_ctx=256) as session:
         session.prefill(list(range(40)))

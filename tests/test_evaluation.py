@@ -16,6 +16,7 @@ import pytest
 import dgemma.evaluation
 import engine
 from dgemma.cli import main
+from dgemma.errors import ModelFileError
 from dgemma.evaluation import (
     LEVELS,
     Case,
@@ -118,6 +119,11 @@ def test_each_level_is_conditioned_on_the_last() -> None:
         np.testing.assert_allclose(seen[2 + level], (2.0 + level) / temperature, rtol=1e-6)
     assert seen[2 + len(LEVELS)] == ("truncate", 0)
     assert seen[4 + len(LEVELS)] is None
+
+    Recorder.canvas_logits = lambda *_: np.array([[0.0, np.nan]])  # type: ignore[method-assign]
+    llm.model_path = "broken.gguf"
+    with pytest.raises(ModelFileError, match=r"broken\.gguf: the logits are not finite"):
+        list(predictions(llm, cases))
 
 
 def test_command(q4_0: Path, tiny_gguf: Path, tmp_path: Path, capsys: Any) -> None:
@@ -252,5 +258,10 @@ def test_chart() -> None:
         assert 0 < float(circle.attrib["cx"]) < 760
         assert 0 < float(circle.attrib["cy"]) < 460
     assert chart("same", "x", "y", [Series("one", [(3, 1.0)])])
+    # Labels of points that lie on each other do not.
+    drawn = chart("near", "x", "y", [Series("one", [(1, 1.0), (1, 1.0), (2, 1.0)], ["aa", "bb"])])
+    found = {e.text: e.attrib for e in ElementTree.fromstring(drawn).iter() if e.text}
+    apart = [abs(float(found["aa"][side]) - float(found["bb"][side])) for side in "xy"]
+    assert apart[0] > 10 or apart[1] > 10
     with pytest.raises(ValueError, match="above zero"):
         chart("none", "x", "y", [Series("one", [(1, 0.0)])])

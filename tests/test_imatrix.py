@@ -32,7 +32,7 @@ def text(tmp_path: Path) -> Path:
 def test_command(tiny_gguf: Path, text: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "imatrix.gguf"
     command = ["imatrix", "-m", str(tiny_gguf), "-f", str(text), "-o", str(out), "--json"]
-    command += ["--chunk-size", "40", "--chunks", "3", "--backend", "cpu"]
+    command += ["--chunk-size", "40", "--chunks", "3"]
     assert main(command) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["chunks"] == report["canvases"] == 3
@@ -209,3 +209,6 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ConvertError, match="nothing was collected"):
         save_importance(path, {}, dataset="x", chunk_count=1, chunk_size=1)
+    broken = {"w": Activations(np.full((1, 4), np.inf), np.array([3]))}
+    with pytest.raises(ConvertError, match="what met w is not finite"):
+        save_importance(path, broken, dataset="x", chunk_count=1, chunk_size=1)

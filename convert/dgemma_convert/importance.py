@@ -194,11 +194,14 @@ def save_importance(
     """Writes an importance matrix: a `.dat` where the name ends so, else a GGUF file.
 
     Tensors that nothing met are left out. The file appears under its name only when it is whole.
-    ConvertError where it cannot be written, or nothing was collected.
+    ConvertError where it cannot be written, or nothing was collected, or what is not finite.
     """
     met = {name: a for name, a in sorted(collected.items()) if a.counts.sum() > 0}
     if not met:
         raise ConvertError(f"{path}: nothing was collected to write")
+    for name, activations in met.items():
+        if not np.isfinite(activations.sums).all():
+            raise ConvertError(f"{path}: what met {name} is not finite: the model is damaged")
     partial = path.with_name(f".{path.name}.partial")
     try:
         if path.suffix == ".dat":

@@ -51,7 +51,9 @@ class Mix:
 
 # What every token passes through (embedding and head, attention, dense MLP, self-conditioning) is a
 # tenth of the released model; the experts, of which a token uses 8 in 128, are the rest. Errors in
-# that tenth cost most: docs/convert.md has the measurement. So the mixes keep it in better types.
+# that tenth cost most: docs/mixes.md has the measurement. So the mixes keep it in better types.
+# Names end as those of llama.cpp do: _s for one type throughout (but for the embedding), _m for a
+# better type in that tenth, _l for Q8_0 there.
 _EVERY_TOKEN = (Kind.EMBEDDING, Kind.SELF_CONDITIONING, Kind.ATTENTION, Kind.MLP)
 
 
@@ -66,11 +68,15 @@ MIXES = {
     "bf16": Mix(Type.BF16, LlamaFileType.MOSTLY_BF16),
     "q8_0": Mix(Type.Q8_0, LlamaFileType.MOSTLY_Q8_0),
     "q6_k": Mix(Type.Q6_K, LlamaFileType.MOSTLY_Q6_K),
+    "q5_k_s": Mix(Type.Q5_K, LlamaFileType.MOSTLY_Q5_K_S, {Kind.EMBEDDING: Type.Q6_K}),
+    "q4_k_s": Mix(Type.Q4_K, LlamaFileType.MOSTLY_Q4_K_S, {Kind.EMBEDDING: Type.Q6_K}),
+    "q3_k_s": Mix(Type.Q3_K, LlamaFileType.MOSTLY_Q3_K_S, {Kind.EMBEDDING: Type.Q6_K}),
     "q5_k_m": _mix(Type.Q5_K, Type.Q6_K, LlamaFileType.MOSTLY_Q5_K_M),
     "q4_k_m": _mix(Type.Q4_K, Type.Q6_K, LlamaFileType.MOSTLY_Q4_K_M),
     "q3_k_m": _mix(Type.Q3_K, Type.Q5_K, LlamaFileType.MOSTLY_Q3_K_M),
     "q2_k": _mix(Type.Q2_K, Type.Q4_K, LlamaFileType.MOSTLY_Q2_K),
     "iq4_xs": _mix(Type.IQ4_XS, Type.Q6_K, LlamaFileType.MOSTLY_IQ4_XS),
+    "iq4_xs_l": _mix(Type.IQ4_XS, Type.Q8_0, LlamaFileType.MOSTLY_IQ4_XS),
     # The plain types: one type throughout but for the embedding, whose error is the logits' own.
     "q5_1": Mix(Type.Q5_1, LlamaFileType.MOSTLY_Q5_1, {Kind.EMBEDDING: Type.Q6_K}),
     "q5_0": Mix(Type.Q5_0, LlamaFileType.MOSTLY_Q5_0, {Kind.EMBEDDING: Type.Q6_K}),
@@ -84,8 +90,8 @@ MIXES = {
     ),
 }
 
-# The smallest of those that are as good as can be measured (docs/convert.md).
-DEFAULT_MIX = "iq4_xs"
+# The best that stays below 15 GB (docs/mixes.md).
+DEFAULT_MIX = "iq4_xs_l"
 
 # What to call a file most of whose weights are of a type.
 FILE_TYPES = {mix.default: mix.file_type for mix in MIXES.values() if mix.default is not None}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -167,6 +168,35 @@ def synthesize(
     )
 
 
+def preset_tensors(
+    preset: str, outtype: str, tensor_types: Sequence[str] = ()
+) -> list[encode.Step]:
+    """What a file of `preset` would hold: shapes and types, for sums over sizes."""
+    config, policy = PRESETS[preset], make_policy(outtype, tensor_types)
+    tensors = [
+        MappedTensor(name, row.kind, RandomSource(name, shape, 1.0, 0))
+        for name, row, shape in _rows(config, policy)
+    ]
+    return encode.plan([*tensors, _frequencies(config)], policy)
+
+
+def _rows(config: ModelConfig, policy: Policy) -> Iterator[tuple[str, Row, tuple[int, ...]]]:
+    """The tensors of a file but for the frequencies: name, line of the table, shape."""
+    for row in MODEL_ROWS:
+        yield row.gguf, row, row_shape(config, row)
+    # The multipliers of NVFP4 need gate and up apart (see encode.plan).
+    split = policy.wanted("ffn_gate_up_exps.weight", Kind.EXPERTS_GATE_UP, Type.F32) is Type.NVFP4
+    for i, layer in enumerate(config.layers):
+        for row in layer_rows(layer, split):
+            yield f"blk.{i}.{row.gguf}", row, row_shape(config, row, layer)
+        row = Row("enc_layer_output_scale.weight", "", Kind.VECTOR, "one")
+        yield f"blk.{i}.{row.gguf}", row, (1,)
+
+
+def _frequencies(config: ModelConfig) -> MappedTensor:
+    return MappedTensor("rope_freqs.weight", Kind.VECTOR, rope_divisors(config))
+
+
 def _generator(seed: int, name: str, matrix: int, first: int) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32(name.encode()), matrix, first])
 
@@ -207,16 +237,9 @@ def _tensors(config: ModelConfig, policy: Policy, seed: int, threads: int) -> li
         tensors.append(MappedTensor(name, row.kind, source))
 
     tensors: list[MappedTensor] = []
-    for row in MODEL_ROWS:
-        add(row.gguf, row, row_shape(config, row))
-    tensors.append(MappedTensor("rope_freqs.weight", Kind.VECTOR, rope_divisors(config)))
-    # The multipliers of NVFP4 need gate and up apart (see encode.plan).
-    split = policy.wanted("ffn_gate_up_exps.weight", Kind.EXPERTS_GATE_UP, Type.F32) is Type.NVFP4
-    for i, layer in enumerate(config.layers):
-        for row in layer_rows(layer, split):
-            add(f"blk.{i}.{row.gguf}", row, row_shape(config, row, layer))
-        encoder_row = Row("enc_layer_output_scale.weight", "", Kind.VECTOR, "one")
-        add(f"blk.{i}.{encoder_row.gguf}", encoder_row, (1,))
+    for name, row, shape in _rows(config, policy):
+        add(name, row, shape)
+    tensors.insert(len(MODEL_ROWS), _frequencies(config))
     return tensors
 
 

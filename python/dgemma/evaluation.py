@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .calibration import text_chunks
+from .errors import ModelFileError
 from .model import DiffusionGemma
 from .values import FloatArray, IdArray
 
@@ -123,7 +124,10 @@ def noisy_canvases(case: Case, n_vocab: int, seed: int) -> list[IdArray]:
 def predictions(
     llm: DiffusionGemma, cases: Sequence[Case], seed: int = 0
 ) -> Iterator[tuple[Case, int, FloatArray]]:
-    """For each case and the index of each level: logits (canvas, vocab) at temperature 1."""
+    """For each case and the index of each level: logits (canvas, vocab) at temperature 1.
+
+    ModelFileError where they are not finite.
+    """
     sampling = llm.info.sampling
     with llm.session() as session:
         for index, case in enumerate(cases):
@@ -133,6 +137,8 @@ def predictions(
             canvases = noisy_canvases(case, llm.info.n_vocab, seed + index)
             for level, canvas in enumerate(canvases):
                 logits = session.canvas_logits(canvas, previous)
+                if not np.isfinite(logits).all():
+                    raise ModelFileError(f"{llm.model_path}: the logits are not finite")
                 yield case, level, logits
                 hot = sampling.t_min + (sampling.t_max - sampling.t_min) * LEVELS[level]
                 previous = logits / np.float32(hot)

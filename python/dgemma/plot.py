@@ -63,6 +63,7 @@ def chart(title: str, x_title: str, y_title: str, series: Sequence[Series]) -> s
             'stroke="#d0d0d0"/>',
             f'<text x="{left - 8:.1f}" y="{y + 4:.1f}" text-anchor="end">{10.0**power:g}</text>',
         ]
+    taken = _Taken([place(x, y) for x, y in points])
     for number, one in enumerate(series):
         colour = COLOURS[number % len(COLOURS)]
         placed = [place(x, y) for x, y in one.points]
@@ -70,10 +71,12 @@ def chart(title: str, x_title: str, y_title: str, series: Sequence[Series]) -> s
             path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
             parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}"/>')
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>' for x, y in placed]
-        parts += [
-            f'<text x="{x + 7:.1f}" y="{y - 5:.1f}" font-size="11">{escaped(label)}</text>'
-            for (x, y), label in zip(placed, one.labels, strict=False)
-        ]
+        for (x, y), label in zip(placed, one.labels, strict=False):
+            left, middle = taken.free_place(x, y, label)
+            parts.append(
+                f'<text x="{left:.1f}" y="{middle + 4:.1f}" font-size="11" fill="{colour}">'
+                f"{escaped(label)}</text>"
+            )
         if len(series) > 1:
             y = TOP + 14 + 18 * number
             parts += [
@@ -81,6 +84,34 @@ def chart(title: str, x_title: str, y_title: str, series: Sequence[Series]) -> s
                 f'<text x="{WIDTH - RIGHT - 178}" y="{y}">{escaped(one.name)}</text>',
             ]
     return "\n".join([*parts, "</svg>", ""])
+
+
+class _Taken:
+    """Where points and labels are: a label goes where it covers none of them, if there is room."""
+
+    def __init__(self, points: Sequence[tuple[float, float]]) -> None:
+        self._boxes = [(x - 4, y - 4, x + 4, y + 4) for x, y in points]
+
+    def free_place(self, x: float, y: float, label: str) -> tuple[float, float]:
+        """Left end and middle of a label of the point (x, y)."""
+        width = 6.0 * len(label)
+        places = [
+            (left, y + down)
+            for down in (-6, 6, 0, -14, 14, -22, 22)
+            for left in (x + 7, x - 7 - width)
+        ]
+        left, middle = min(places, key=lambda at: self._covered(at[0], at[1], width))
+        self._boxes.append((left, middle - 5, left + width, middle + 5))
+        return left, middle
+
+    def _covered(self, left: float, middle: float, width: float) -> int:
+        """How many boxes a label there would touch; one that leaves the chart touches all."""
+        if left < LEFT or left + width > WIDTH:
+            return len(self._boxes) + 1
+        return sum(
+            left < x1 and left + width > x0 and middle - 5 < y1 and middle + 5 > y0
+            for x0, y0, x1, y1 in self._boxes
+        )
 
 
 def _x_ticks(low: float, high: float) -> list[float]:

@@ -71,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"{args.output}: expected the name of a file in an existing folder")
     if args.output.exists() and not args.force:
         raise ValueError(f"{args.output}: exists; --force replaces it")
+    if args.backend == "auto":
+        args.backend = "cpu"  # the only one that collects
     text = args.file.read_text(encoding="utf-8")
     with load_model(args) as llm:
         prompts = (
