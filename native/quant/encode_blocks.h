@@ -190,8 +190,14 @@ LANES_INLINE affine_scales search_affine_blocks(float high, const float *src, co
     group_batch batch;
     affine_scales scales;
     load_batch(&batch, src, weights, n_blocks, 32);
-    affine fit = search_affine(high, false, batch.x, batch.w, 32, spans);
-    ints scale = scale_bits(fit.scale), offset = f16_bits(fit.offset);
+    affine fit = search_affine(high, false, batch.x, batch.w, 32, spans, weights != NULL);
+    ints scale = scale_bits(fit.scale);
+    /* The best offset for the rounded scale is another, by much where one element is far larger than the rest. */
+    floats kept = f16_value(scale), inverse_scale = inverse(kept);
+    affine_sums sums;
+    sum_affine_trials(high, batch.x, batch.w, 32, 1, &inverse_scale, &fit.offset, &sums);
+    moment_sums moments = sum_moments(batch.x, batch.w, 32);
+    ints offset = f16_bits((moments.x - kept * sums.q) * inverse(moments.w));
     memcpy(scales.scale_bits, &scale, sizeof scale);
     memcpy(scales.offset_bits, &offset, sizeof offset);
     store(scales.inverse, inverse(f16_value(scale)));

@@ -191,7 +191,8 @@ LANES_INLINE void search_super_affine(float high, const float *src, const float 
     int n_groups = SUPER_BLOCK / n;
     float wanted_scale[16], wanted_minimum[16], most = 0.0f, most_minimum = 0.0f;
     for (int g = 0; g < n_groups; g += N_LANES) {
-        affine fit = search_affine(high, true, batch.x + n * g / N_LANES, batch.w + n * g / N_LANES, n, spans);
+        affine fit =
+            search_affine(high, true, batch.x + n * g / N_LANES, batch.w + n * g / N_LANES, n, spans, weights != NULL);
         store(wanted_scale + g, fit.scale);
         store(wanted_minimum + g, -fit.offset);
     }
