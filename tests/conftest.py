@@ -127,6 +127,7 @@ def device(cuda_library: Path) -> Iterator[Any]:
     found = cuda_device.Device(cuda_library)
     found.heal()
     yield found
+    found.idle(False)
     found.heal()
 
 

@@ -59,6 +59,10 @@ class Device:
         """Nothing fails any more; `calls` starts from 0."""
         self._c.emulation_fail_at(0, 0)
 
+    def idle(self, on: bool) -> None:
+        """Whether kernels are only counted: for tests of what the host does."""
+        self._c.emulation_idle(int(on))
+
     def calls(self) -> int:
         """Calls of the runtime since the last `heal` or `fail_at`."""
         return int(self._c.emulation_calls())

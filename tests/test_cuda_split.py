@@ -37,10 +37,11 @@ def answer(model: Any, **options: Any) -> tuple[list[int], list[int]]:
 
 
 # "narrow" has six layers, of both kinds at both ends; "odd" four.
-SPLITS = [("narrow", layers, 0) for layers in range(6)]
-SPLITS += [("narrow", 99, experts) for experts in (1, 3, 6)]
-SPLITS += [("odd", 4, experts) for experts in range(1, 5)]
-SPLITS += [("odd", 2, 1), ("odd", 3, 99)]
+SPLITS = [("narrow", 0, 0), ("narrow", 4, 0), ("odd", 4, 4), ("odd", 3, 2)]
+MORE = [("narrow", layers, 0) for layers in (1, 2, 3, 5)]
+MORE += [("narrow", 99, experts) for experts in (1, 3, 6)]
+MORE += [("odd", 4, experts) for experts in (1, 2, 3)] + [("odd", 2, 1), ("odd", 3, 99)]
+SPLITS += [pytest.param(*split, marks=pytest.mark.thorough) for split in MORE]
 
 
 @pytest.mark.parametrize(("name", "n_gpu_layers", "n_cpu_moe"), SPLITS)
@@ -65,6 +66,7 @@ def test_every_split_agrees_with_the_cpu(
     assert (model.info.backend_note == "") == whole
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("n_gpu_layers", "n_cpu_moe"), [(0, 0), (2, 0), (3, 2), (4, 4)])
 def test_every_split_gives_the_same_text(
     cuda: Callable[..., Any], gguf_file: Callable[..., Path], n_gpu_layers: int, n_cpu_moe: int
@@ -96,11 +98,6 @@ def planned(path: Path, **given: Any) -> Any:
         return model.gpu_plan(n_ctx=256, type_k="f32", type_v="f32", **given)
 
 
-def total_of(plan: Any) -> int:
-    """The plan's bytes without what is left free."""
-    return int(plan.total - plan.reserve)
-
-
 def test_auto_takes_what_fits(
     cuda: Callable[..., Any],
     device: Any,
@@ -108,7 +105,7 @@ def test_auto_takes_what_fits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = gguf_file("wide")
-    expected = canvas_logits(open_model(path, n_ctx=256), "wide")
+    device.idle(True)
     # Experts leave the GPU first, then whole layers; each limit is just what one division needs.
     divisions = [(5, 0), (5, 2), (5, 5), (2, 5), (0, 5)]
     for layers, experts in divisions:
@@ -132,23 +129,10 @@ def test_auto_takes_what_fits(
                 chosen.n_gpu_layers,
                 chosen.n_cpu_moe,
             )
-            if fits and (layers, experts) in ((5, 2), (2, 5)):
-                actual = canvas_logits_of(model.default_session, "wide")
-                assert np.abs(actual - expected).max() < 2e-4 * np.abs(expected).max()
-                assert "GiB free" in model.info.backend_note
+            assert (model.info.backend_note == "") == (chosen.n_cpu_moe == 0)
             model.close()
             del model
-            gc.collect()
             assert device.allocated() == 0
-
-
-def canvas_logits_of(session: Any, name: str) -> NDArray[np.float32]:
-    class One:
-        @staticmethod
-        def session() -> Any:
-            return session
-
-    return canvas_logits(One, name)
 
 
 def test_auto_keeps_the_experts_that_were_asked_for_on_the_cpu(
@@ -176,8 +160,9 @@ def test_what_is_planned_is_what_is_allocated(
             n_ctx: model.gpu_plan(n_ctx=n_ctx, n_batch=300, type_k="f16", type_v="q8_0", **layers)
             for n_ctx in (64, 700)
         }
-    before = device.allocated()
-    assert before == 0
+    device.idle(True)
+    gc.collect()
+    assert device.allocated() == 0
     device.peak()
     weights = Model(path, backend="cuda", **layers)
     assert device.allocated() == plans[64].weights == plans[700].weights
@@ -197,9 +182,7 @@ def test_what_is_planned_is_what_is_allocated(
         session.step()
         assert device.allocated() - plan.weights == took  # nothing is allocated while it works
         del session
-        gc.collect()
         assert device.allocated() == plan.weights
     weights.close()
     del weights
-    gc.collect()
     assert device.alive() == 0

@@ -79,6 +79,7 @@ def test_inspect(capsys: pytest.CaptureFixture[str], tiny_gguf: Path, tmp_path: 
     assert "diffusion-gemma" in out
     assert "runs here" in out
     assert re.search(r"^ +attention +q8_0 [\d.]+ kB$", out, re.MULTILINE)
+    assert "GPU memory" in out
     code, out, _ = run(capsys, "inspect", tiny_gguf, "--json")
     found = json.loads(out)
     assert found["runs"] is True
@@ -89,6 +90,13 @@ def test_inspect(capsys: pytest.CaptureFixture[str], tiny_gguf: Path, tmp_path: 
     assert of_all_kinds == sum(found["bytes_per_type"].values())
     sizes = [need["total"] for need in found["memory"]]
     assert sizes == sorted(sizes)
+    for plan in found["gpu"]:  # a small model fits every card
+        session = max(plan["cache"] + plan["scratch"], 64 << 20)  # buffers while it is loaded
+        assert plan["total"] == plan["weights"] + session + plan["reserve"]
+        whole = (found["model"]["n_layers"], 0)
+        for card in plan["cards"].values():
+            assert (card["n_gpu_layers"], card["n_cpu_moe"]) == whole
+    assert {plan["cache_type"] for plan in found["gpu"]} == {"f16", "q8_0"}
     with DiffusionGemma(tiny_gguf) as llm:
         assert found["model"]["canvas_length"] == llm.info.canvas_length
     code, out, _ = run(capsys, "inspect", tiny_gguf, "--tensors")

@@ -394,12 +394,13 @@ const dg_backend_ops kOperations = {
 bool find_obstacle(char *note, size_t note_size) {
     int driver = 0, runtime = 0, n_devices = 0;
     cudaDeviceProp properties;
-    cudaDriverGetVersion(&driver);
-    cudaRuntimeGetVersion(&runtime);
-    cudaError_t e = cudaGetDeviceCount(&n_devices);
+    cudaError_t e = cudaDriverGetVersion(&driver);
+    const bool no_driver = e == cudaSuccess && driver == 0;
+    if (e == cudaSuccess) e = cudaRuntimeGetVersion(&runtime);
+    if (e == cudaSuccess) e = cudaGetDeviceCount(&n_devices);
     if (e == cudaSuccess && n_devices > 0) e = cudaGetDeviceProperties(&properties, 0);
     cudaGetLastError();
-    if (driver == 0)
+    if (no_driver)
         snprintf(note, note_size, "no NVIDIA driver is installed");
     else if (e == cudaErrorInsufficientDriver)
         snprintf(note, note_size, "the NVIDIA driver supports CUDA %d.%d; %d.%d or later is needed: update the driver",

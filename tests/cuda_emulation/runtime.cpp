@@ -30,12 +30,15 @@ struct emulated_event {
     int unused = 0;
 };
 
+constexpr size_t STAGING_BYTES = 32 << 20;
+
 static std::mutex lock;
 static std::map<void *, size_t> device_memory, pinned_memory;
 static size_t allocated, peak;
 static std::atomic<long> n_objects; /* streams, events and graphs alive */
 static std::atomic<long> n_calls, fail_at{-1};
 static std::atomic<int> fail_with{cudaSuccess};
+static std::atomic<bool> idle; /* kernels are counted, and do nothing; memory begins as zeros */
 static std::atomic<bool> lost; /* as after an illegal access: every call fails from then on */
 static std::atomic<long> n_recorded, n_updated, n_repeated; /* steps as graphs */
 static thread_local cudaError_t last_error = cudaSuccess;
@@ -76,7 +79,10 @@ cudaError_t cudaMalloc(void **memory, size_t bytes) {
     if (bytes > memory_size() || allocated > memory_size() - bytes) return error(cudaErrorMemoryAllocation);
     void *made = aligned_alloc(256, (bytes + 255) / 256 * 256);
     if (made == nullptr) return error(cudaErrorMemoryAllocation);
-    memset(made, 0xff, bytes);
+    if (!idle)
+        memset(made, 0xff, bytes);
+    else if (bytes < STAGING_BYTES) /* what is larger only passes weights on, and takes time */
+        memset(made, 0, bytes);
     device_memory[made] = bytes;
     allocated += bytes;
     if (allocated > peak) peak = allocated;
@@ -255,10 +261,12 @@ static void enqueue(cudaStream_t stream, void *function, std::function<void()> r
         run();
 }
 
-void emulation::launch_kernel(cudaStream_t stream, void *function, const char *signature, dim3 grid, dim3 block, size_t shared_bytes,
-                              std::function<void()> kernel) {
+void emulation::launch_kernel(cudaStream_t stream, void *function, const char *signature, dim3 grid, dim3 block,
+                              size_t shared_bytes, std::function<void()> kernel) {
     if (next_call() != cudaSuccess) return;
-    enqueue(stream, function, [=] { run_grid(signature, grid, block, shared_bytes, kernel); });
+    enqueue(stream, function, [=] {
+        if (!idle) run_grid(signature, grid, block, shared_bytes, kernel);
+    });
 }
 
 /* A recorded copy is done again when its graph is launched, so the memory must still be there and be the driver's. */
@@ -373,6 +381,9 @@ EXPORTED void emulation_fail_at(long n, int with) {
     fail_with = with;
     if (n > 0) fail_at = n;
 }
+
+/* Kernels do nothing from now on, and are still counted: for tests of what the host does. */
+EXPORTED void emulation_idle(int on) { idle = on != 0; }
 
 EXPORTED long emulation_calls() { return n_calls; }
 /* Device bytes in use, and the most that were since the last call of this function. */

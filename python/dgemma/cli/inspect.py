@@ -12,10 +12,14 @@ from dgemma_convert.policy import Kind
 from dgemma_convert.tensors import kind_of
 
 from .._native import File, Model
-from ..errors import Error
+from ..errors import Error, OutOfMemoryError
 from .shared import Subparsers
 
-CONTEXTS = (4096, 8192, 32768, 131072)
+CONTEXTS = (4096, 8192, 32768, 65536, 131072)
+CACHE_TYPES = ("f16", "q8_0")
+GIB = 1 << 30
+CARDS = (8, 12, 16, 24)  # GiB
+DRIVER = 600 << 20  # of a card's memory, what the driver and a CUDA context take
 
 
 def add_parser(commands: Subparsers) -> None:
@@ -88,8 +92,49 @@ def _as_model(path: str) -> dict[str, Any]:
                 if not name.startswith("backend")
             },
             "memory": memory,
+            "gpu": _on_gpus(model, sizes),
             "machine_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         }
+
+
+def _on_gpus(model: Model, contexts: list[int]) -> list[dict[str, Any]]:
+    """For each context and cache type: what the whole model takes on a GPU, what cards can hold."""
+    found = []
+    for n_ctx in contexts:
+        for kind in CACHE_TYPES:
+            session: dict[str, Any] = {"n_ctx": n_ctx, "type_k": kind, "type_v": kind}
+            whole = model.gpu_plan(n_gpu_layers=model.info.n_layers, **session)
+            entry = {"n_ctx": n_ctx, "cache_type": kind, **vars(whole), "cards": {}}
+            for card in CARDS:
+                try:
+                    plan = model.gpu_plan(card * GIB - DRIVER, **session)
+                except OutOfMemoryError:
+                    entry["cards"][card] = None
+                else:
+                    entry["cards"][card] = vars(plan)
+            found.append(entry)
+    return found
+
+
+def _split_text(plan: dict[str, int] | None, n_layers: int) -> str:
+    if plan is None:
+        return "no"
+    if plan["n_gpu_layers"] < n_layers:
+        return f"-ngl {plan['n_gpu_layers']}, no experts"
+    return f"--n-cpu-moe {plan['n_cpu_moe']}" if plan["n_cpu_moe"] else "all"
+
+
+def _gpu_lines(found: dict[str, Any]) -> list[str]:
+    lines = ["  GPU memory, weights + cache + scratch + reserve, and what fits cards of these GiB:"]
+    cards = "".join(f"{card:>18}" for card in CARDS)
+    lines.append(f"    {'context':>15} {'cache':>5} {'all of it':>10}{cards}")
+    for plan in found["gpu"]:
+        splits = (_split_text(plan["cards"][card], found["model"]["n_layers"]) for card in CARDS)
+        lines.append(
+            f"    {plan['n_ctx']:>15,} {plan['cache_type']:>5} {size_text(plan['total']):>10}"
+            + "".join(f"{split:>18}" for split in splits)
+        )
+    return lines
 
 
 def size_text(n_bytes: float) -> str:
@@ -132,6 +177,7 @@ def _lines(found: dict[str, Any], tensors: bool) -> list[str]:
                 f"{size_text(need['cache'])} + {size_text(need['scratch'])} = "
                 f"{size_text(need['total'])}{fits}"
             )
+        lines += _gpu_lines(found)
         lines.append("  runs here")
     else:
         lines.append(f"  does not run here: {found['reason']}")
