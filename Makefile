@@ -8,7 +8,7 @@ SOURCES := $(shell find native python convert -type f -not -name '*.so' -not -pa
            CMakeLists.txt pyproject.toml
 TINY   := build/tiny-Q4_0.gguf
 
-.PHONY: cuda-all demo test test-interchange bench fuzz lint sanitize clean
+.PHONY: cuda cuda-all demo test test-interchange bench fuzz lint sanitize clean
 
 demo: $(TINY)
 	@$(BIN)/dgemma generate -m $(TINY) --chat --live --seed 1 -p "What is the capital of France?"
@@ -18,6 +18,7 @@ demo: $(TINY)
 test: lint $(VENV)/tests-installed
 	$(BIN)/python -m pytest -q tests -m "not thorough"
 	$(MAKE) sanitize
+	@if command -v nvcc >/dev/null; then $(MAKE) cuda; else echo "no nvcc: the CUDA backend is not compiled"; fi
 
 # All cases of the CUDA backend in an emulation of the device; `make test` runs some of them.
 test-cuda: $(VENV)/tests-installed
@@ -62,8 +63,13 @@ $(VENV)/tests-installed: $(SOURCES) | $(VENV)/bin/python
 clean:
 	rm -rf build $(VENV)
 
-# libdgemma_cuda.so for every supported GPU; takes long. CUDA code for later ones is made from the PTX of the last.
-cuda-all:
-	cmake -S . -B build/cuda -DDGEMMA_CUDA=ON \
-	  "-DCMAKE_CUDA_ARCHITECTURES=80-real;86-real;89-real;90-real;100-real;120-real;121-real;120-virtual"
+# libdgemma_cuda.so for the GPUs of this machine, or one architecture where there are none.
+cuda: $(VENV)/tests-installed
+	cmake -S . -B build/cuda -G Ninja -DDGEMMA_CUDA=ON
 	cmake --build build/cuda --target dgemma_cuda
+
+# The same for every supported GPU; takes long. CUDA code for later ones is made from the PTX of the last.
+cuda-all: $(VENV)/tests-installed
+	cmake -S . -B build/cuda-all -G Ninja -DDGEMMA_CUDA=ON \
+	  "-DCMAKE_CUDA_ARCHITECTURES=80-real;86-real;89-real;90-real;100-real;120-real;121-real;120-virtual"
+	cmake --build build/cuda-all --target dgemma_cuda

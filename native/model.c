@@ -55,8 +55,9 @@ static dg_status use_gpu(dg_model *model, const dg_backend_ops *gpu, const dg_mo
 static dg_status choose_backend(dg_model *model, const dg_model_params *params, dg_error *error) {
     char note[256];
     dg_error failure = {0};
-    if (params->backend == DG_BACKEND_CPU || (params->backend == DG_BACKEND_AUTO && params->n_gpu_layers == 0))
-        return use_cpu(model, "");
+    if (params->backend == DG_BACKEND_CPU)
+        return use_cpu(model, params->n_gpu_layers > 0 ? "the CPU was asked for: n_gpu_layers is not used" : "");
+    if (params->backend == DG_BACKEND_AUTO && params->n_gpu_layers == 0) return use_cpu(model, "");
     const dg_backend_ops *gpu = dg_cuda_load(note, sizeof note);
     if (gpu != NULL) {
         dg_status status = use_gpu(model, gpu, params, &failure);

@@ -103,6 +103,35 @@ def test_inspect(capsys: pytest.CaptureFixture[str], tiny_gguf: Path, tmp_path: 
     assert "blk.0.attn_q.weight" in out
 
 
+@pytest.mark.parametrize("asked", [["-ngl", "5"], ["--n-cpu-moe", "2"]])
+def test_a_gpu_that_is_not_there_is_not_passed_over_in_silence(
+    capsys: pytest.CaptureFixture[str],
+    tiny_gguf: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: list[str],
+) -> None:
+    monkeypatch.setenv("DGEMMA_CUDA_LIBRARY", "/nowhere/libdgemma_cuda.so")
+    options = ["-m", tiny_gguf, "-p", "The old man", "-n", 2, "--seed", 1, "-c", 256]
+    code, _, err = run(capsys, "generate", *options, *asked)
+    assert code == 0
+    assert "the CUDA backend cannot be loaded" in err
+    code, _, err = run(capsys, "generate", *options, *asked, "--backend", "cuda")
+    assert code == 1
+    assert "dgemma: error: the CUDA backend cannot be loaded" in err
+    assert 'use the CPU (backend "cpu" or "auto")' in err
+
+
+def test_n_gpu_layers_on_the_cpu_is_said_to_be_unused(
+    capsys: pytest.CaptureFixture[str], tiny_gguf: Path
+) -> None:
+    options = ["-m", tiny_gguf, "-p", "The old man", "-n", 2, "--seed", 1, "-c", 256]
+    _, _, err = run(capsys, "generate", *options, "--backend", "cpu", "-ngl", 3)
+    assert "n_gpu_layers is not used" in err
+    code, _, err = run(capsys, "generate", *options, "-ngl", "-2")
+    assert code == 1
+    assert "n_gpu_layers is -2" in err
+
+
 def test_inspect_says_why_a_file_does_not_run(
     capsys: pytest.CaptureFixture[str], gemma4: Path
 ) -> None:

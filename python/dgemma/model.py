@@ -18,7 +18,7 @@ from .generation import Answer, Commit, Draft, Generated
 from .llama_arguments import check_constructor
 from .options import make_options
 from .tokenizer import Tokenizer
-from .values import Memory, ModelInfo
+from .values import GpuPlan, Memory, ModelInfo
 
 Prompt = str | Sequence[int]
 
@@ -268,6 +268,13 @@ class DiffusionGemma:
     create_embedding = embed
 
     # ---- Sessions, and the end -------------------------------------------------------------------
+
+    def gpu_plan(self) -> GpuPlan | None:
+        """What this model and its default session hold on the GPU; None on the CPU."""
+        if self.info.backend != "cuda":
+            return None
+        split = {"n_gpu_layers": self.info.n_gpu_layers, "n_cpu_moe": self.info.n_cpu_moe}
+        return self._model.gpu_plan(**split, **self._params)
 
     def session(self, **params: Any) -> Session:
         """Another conversation over the same weights; `params` override the constructor's."""

@@ -113,6 +113,7 @@ def measure(
     n_past = min(prompt_tokens[0], session.n_ctx - info.canvas_length)
     session.append_random(n_past)
     times, operations = _measure_steps(session, sampling, n_steps)
+    plan = llm.gpu_plan()
     peak = peak_rss_bytes()  # before longer contexts and the limits take memory of their own
 
     behind = []
@@ -146,7 +147,7 @@ def measure(
         "limits": vars(limits),
         "shares": _shares(operations, limits),
         "peak_rss_bytes": peak,
-        "peak_vram_bytes": None,
+        "peak_vram_bytes": plan.weights + plan.cache + plan.scratch if plan else None,
     }
 
 
@@ -206,6 +207,7 @@ def _measure_steps(
             o, seconds=o.seconds / n_steps, flop=o.flop / n_steps, bytes=o.bytes / n_steps
         )
         for o in session.operations()
+        if o.calls > 0
     ]
 
 
@@ -258,6 +260,8 @@ def _lines(found: dict[str, Any]) -> list[str]:
         f"  peak memory     {found['peak_rss_bytes'] / 1e9:.2f} GB for a file of "
         f"{found['file_bytes'] / 1e9:.2f} GB and a context of {found['n_ctx']}",
     ]
+    if found["peak_vram_bytes"] is not None:
+        lines.append(f"  GPU memory      {found['peak_vram_bytes'] / 1e9:.2f} GB")
     lines += [
         f"  prefill         {p['tokens_per_s']:.1f} tokens/s for {p['tokens']} tokens"
         for p in found["prefill"]

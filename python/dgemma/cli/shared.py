@@ -46,7 +46,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=_layers,
         default="auto",
-        help="layers that the GPU keeps (default: auto)",
+        help="the last N layers are kept on the GPU (default: auto, as many as fit)",
     )
     group.add_argument(
         "--n-cpu-moe",
