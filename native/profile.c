@@ -22,7 +22,8 @@ void dg_profile_reset(dg_profile *profile) {
         [DG_OP_SAMPLER] = "sampler",
         [DG_OP_WHOLE_STEP] = "decoder and head",
     };
-    *profile = (dg_profile){0};
+    /* A recorded step stays recorded. */
+    *profile = (dg_profile){.step_flop = profile->step_flop, .step_bytes = profile->step_bytes};
     for (int i = 0; i < DG_OP_COUNT; i++) profile->operations[i].name = names[i];
 }
 

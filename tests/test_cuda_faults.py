@@ -250,6 +250,8 @@ def test_the_profile_counts_a_recorded_step_as_its_operations(
             session.reset_operations()
             for _ in range(3):
                 session.step()
+            session.reset_operations()  # the step stays recorded
+            session.step()
             operations = [o for o in session.operations() if o.calls > 0]
             work_of[backend] = sum(o.flop for o in operations)
             if backend == "cuda":
