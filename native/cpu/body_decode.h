@@ -454,7 +454,7 @@ static void decode(const dg_weight *weight, int64_t matrix, int64_t first_row, i
         else
             decode_any_floats(weight->type, s, multiplier, panel->n_cols, panel->values + first);
     }
-#if HAS_PAIRS
+#if HAS_ROW_PAIRS
     if (panel->form.integer) pair_codes(panel);
 #endif
 }

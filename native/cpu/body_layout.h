@@ -1,14 +1,14 @@
 /* How bytes lie in panels and in packed activations. Included by body.h, once for each instruction set.
  *
  * A vector of a panel holds four columns of LANES rows, and a block of packed activations the columns of a row one
- * after the other. With HAS_PAIRS both lie in pairs of rows, eight columns of each side by side:
+ * after the other. With HAS_ROW_PAIRS both lie in pairs of rows, eight columns of each side by side:
  *
  *   two vectors of a panel     r0 c0…7 | r1 c0…7   and   r2 c0…7 | r3 c0…7
  *   packed activations         t0 c0…7 | t1 c0…7   and so on: (n_tiles, n_cols/32, tile_rows/2, 4, 2, 8) */
 
 #define PANEL_LANES (VECTORS * LANES)
 
-#if HAS_PAIRS
+#if HAS_ROW_PAIRS
 
 /* Where column c of a row's block lies, from the start of the tile's block on. */
 static inline int64_t packed_place(int64_t slot, int64_t c) {

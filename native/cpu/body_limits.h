@@ -5,7 +5,7 @@
 #define CHAINS 12 /* independent sums: more than latency × instructions a cycle of the machines known */
 
 static double peak_int8(int64_t n_rounds, float *sink) {
-#if HAS_PAIRS
+#if HAS_ROW_PAIRS
     enum { PRODUCTS = 32 }; /* of an instruction */
 #else
     enum { PRODUCTS = LANES * 4 };
@@ -17,7 +17,7 @@ static double peak_int8(int64_t n_rounds, float *sink) {
     for (int64_t round = 0; round < n_rounds; round++) {
         UNROLL
         for (int i = 0; i < CHAINS; i++)
-#if HAS_PAIRS
+#if HAS_ROW_PAIRS
             sum[i] = vi_dot8_pairs(sum[i], w, w);
 #else
             sum[i] = vi_dot4(sum[i], w, four, Q8_OFFSET == 0);

@@ -51,7 +51,7 @@ static int lines_per_block(const dg_panel *panel, const dg_rows *rows) {
     return (int)((panel->next_bytes / CACHE_LINE + n_blocks - 1) / n_blocks);
 }
 
-#if HAS_PAIRS
+#if HAS_ROW_PAIRS
 #include "cpu/body_pairs.h"
 #else
 /* Products of n_rows packed rows (a compile-time constant) with an integer panel. Four products of bytes at a time are

@@ -1,5 +1,5 @@
 /* Products of integers by pairs of rows, for an instruction that multiplies two rows of eight bytes with two others
- * (smmla). Included by body_multiply.h in place of its own loop where a simd_*.h says HAS_PAIRS; body_layout.h shows
+ * (smmla). Included by body_multiply.h in place of its own loop where a simd_*.h says HAS_ROW_PAIRS; body_layout.h shows
  * how both operands lie then. A sum is t0 r0, t0 r1, t1 r0, t1 r1 for rows t of activations and r of the panel.
  *
  * The loop is written for LANES = 4. */
