@@ -4,12 +4,13 @@
  * Scores are kept transposed, (keys, query rows), with query rows in the vector lanes: then neither keys nor values
  * have to be transposed, the softmax needs no sums across lanes, and the weights of a key are read as broadcasts. */
 
-#define ATTENTION_ROWS (2 * LANES)
+#define ATTENTION_ROWS (2 * LANES) /* query rows side by side */
+#define ROW_BLOCKS 4               /* as many blocks of them share what is done once for a tile of keys */
 #define ATTENTION_KEYS 64 /* keys in a tile */
 #define KEYS_AT_ONCE 4    /* keys whose scores are summed side by side in registers */
 #define ROWS_AT_ONCE 4    /* query rows whose values are summed side by side in registers */
 
-static int64_t attend_scratch(int32_t head_dim) {
+static int64_t floats_scratch(int32_t head_dim) {
     int64_t dim = (head_dim + LANES - 1) / LANES * LANES;
     /* queries, keys, values, output, scores */
     return dim * ATTENTION_ROWS + 2 * dim * ATTENTION_KEYS + dim * ATTENTION_ROWS + ATTENTION_KEYS * ATTENTION_ROWS +
@@ -170,8 +171,37 @@ static void exponentiate(attention_state *s, int32_t n_keys) {
     }
 }
 
-static void attend(const dg_attention *a, int32_t first, int32_t n_rows, float *scratch) {
-    attention_state s = {.a = a, .first = first, .n_rows = n_rows, .dim = (a->head_dim + LANES - 1) / LANES * LANES};
+static void begin_attention(attention_state *s, const dg_attention *a, int32_t first, int32_t n_rows) {
+    *s = (attention_state){.a = a, .first = first, .n_rows = n_rows, .dim = (a->head_dim + LANES - 1) / LANES * LANES};
+    for (int r = 0; r < ATTENTION_ROWS; r++) s->max[r] = MASKED;
+}
+
+typedef enum key_visibility { NO_KEYS, SOME_KEYS, ALL_KEYS } key_visibility;
+
+/* Which of n_keys keys from `position` on the rows of `s` see. */
+static key_visibility visibility(const attention_state *s, int32_t position, int32_t n_keys) {
+    const dg_attention *a = s->a;
+    if (!a->causal) return ALL_KEYS;
+    const int32_t first = a->position + s->first / a->group;
+    const int32_t last = a->position + (s->first + s->n_rows - 1) / a->group, last_key = position + n_keys - 1;
+    const bool in_future = position > last, forgotten = a->window > 0 && last_key <= first - a->window;
+    if (in_future || forgotten) return NO_KEYS;
+    return last_key > first || (a->window > 0 && position <= last - a->window) ? SOME_KEYS : ALL_KEYS;
+}
+
+static void write_attention(const attention_state *s) {
+    const dg_attention *a = s->a;
+    for (int32_t r = 0; r < s->n_rows; r++) {
+        const int32_t row = s->first + r;
+        float *out = a->out + row / a->group * a->token_stride + row % a->group * a->head_dim;
+        for (int32_t d = 0; d < a->head_dim; d++) out[d] = s->out[r * s->dim + d] / s->sum[r];
+    }
+}
+
+/* One block of query rows, in float32. */
+static void attend_floats(const dg_attention *a, int32_t first, int32_t n_rows, float *scratch) {
+    attention_state s;
+    begin_attention(&s, a, first, n_rows);
     s.q = scratch;
     s.k = s.q + s.dim * ATTENTION_ROWS;
     s.v = s.k + s.dim * ATTENTION_KEYS;
@@ -179,34 +209,42 @@ static void attend(const dg_attention *a, int32_t first, int32_t n_rows, float *
     s.scores = s.out + s.dim * ATTENTION_ROWS;
     memset(s.out, 0, (size_t)s.dim * ATTENTION_ROWS * sizeof(float));
     memset(s.v, 0, (size_t)s.dim * ATTENTION_KEYS * sizeof(float)); /* the columns beyond head_dim stay zero */
-    for (int r = 0; r < ATTENTION_ROWS; r++) {
-        s.max[r] = MASKED;
-        s.sum[r] = 0;
-    }
     load_queries(&s);
-    int32_t first_position = a->position + first / a->group;
-    int32_t last_position = a->position + (first + n_rows - 1) / a->group;
     for (int32_t i = 0; i < a->n_runs; i++) {
         const dg_kv_run *run = &a->runs[i];
         for (int32_t j = 0; j < run->n; j += ATTENTION_KEYS) {
-            int32_t n_keys = run->n - j < ATTENTION_KEYS ? run->n - j : ATTENTION_KEYS;
-            int32_t position = run->position + j, last_key = position + n_keys - 1;
-            if (a->causal) {
-                bool in_future = position > last_position;
-                bool forgotten = a->window > 0 && last_key <= first_position - a->window;
-                if (in_future || forgotten) continue;
-            }
+            const int32_t n_keys = run->n - j < ATTENTION_KEYS ? run->n - j : ATTENTION_KEYS;
+            const key_visibility visible = visibility(&s, run->position + j, n_keys);
+            if (visible == NO_KEYS) continue;
             score_keys(&s, run, j, n_keys);
-            bool some_hidden = last_key > first_position || (a->window > 0 && position <= last_position - a->window);
-            if (a->causal && some_hidden) mask_scores(&s, position, n_keys);
+            if (visible == SOME_KEYS) mask_scores(&s, run->position + j, n_keys);
             exponentiate(&s, n_keys);
             for (int r = 0; r < ATTENTION_ROWS; r += ROWS_AT_ONCE)
                 add_values(s.scores + r, s.factor + r, s.v, s.dim, n_keys, s.out + r * s.dim);
         }
     }
-    for (int32_t r = 0; r < n_rows; r++) {
-        int32_t row = first + r;
-        float *out = a->out + row / a->group * a->token_stride + row % a->group * a->head_dim;
-        for (int32_t d = 0; d < a->head_dim; d++) out[d] = s.out[r * s.dim + d] / s.sum[r];
+    write_attention(&s);
+}
+
+#if HAS_PAIRS
+#include "cpu/body_attention_pairs.h"
+#endif
+
+static int64_t attend_scratch(int32_t head_dim) {
+    int64_t most = floats_scratch(head_dim);
+#if HAS_PAIRS
+    if (pairs_scratch(head_dim) > most) most = pairs_scratch(head_dim);
+#endif
+    return most;
+}
+
+static void attend(const dg_attention *a, int32_t first, int32_t n_rows, float *scratch) {
+#if HAS_PAIRS
+    if (a->type_k != DG_TYPE_F32 && a->type_v != DG_TYPE_F32) {
+        attend_pairs(a, first, n_rows, scratch);
+        return;
     }
+#endif
+    for (int32_t done = 0; done < n_rows; done += ATTENTION_ROWS)
+        attend_floats(a, first + done, n_rows - done < ATTENTION_ROWS ? n_rows - done : ATTENTION_ROWS, scratch);
 }

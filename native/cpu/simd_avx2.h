@@ -124,6 +124,19 @@ static inline vi vi_dot4(vi acc, vi w, const int8_t *x, const int w_signed) {
 #endif
 }
 
+#if defined(__AVXVNNI__)
+#define HAS_PAIRS 1
+#define PAIR_KEYS 4
+#define PAIR_ROWS 4
+static inline vi vi_dot2(vi acc, vi a, vi b) { return _mm256_dpwssd_avx_epi32(acc, a, b); }
+static inline void vi_store_halves(int16_t *p, vi a) {
+    __m256i halves = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, a), 0x08);
+    _mm_storeu_si128((__m128i *)p, _mm256_castsi256_si128(halves));
+}
+#else
+#define HAS_PAIRS 0
+#endif
+
 /* Without dot products of bfloat16 nothing is ever narrow. */
 #define HAS_BF16 0
 static inline vf vf_dot2(vf acc, vi a, vi b) {

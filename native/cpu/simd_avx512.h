@@ -94,6 +94,14 @@ static inline vi vi_dot4(vi acc, vi w, const int8_t *x, const int w_signed) {
     return _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(four));
 }
 
+#define HAS_PAIRS 1
+#define PAIR_KEYS 6 /* keys whose scores are summed side by side in registers */
+#define PAIR_ROWS 8 /* query rows whose values are */
+/* acc + Σ of two products of 16-bit integers per lane */
+static inline vi vi_dot2(vi acc, vi a, vi b) { return _mm512_dpwssd_epi32(acc, a, b); }
+/* The low halves, which hold all of each number. */
+static inline void vi_store_halves(int16_t *p, vi a) { _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(a)); }
+
 #define HAS_BF16 1
 /* acc + Σ of two products of bfloat16 per lane */
 static inline vf vf_dot2(vf acc, vi a, vi b) { return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b); }

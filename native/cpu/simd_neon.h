@@ -123,20 +123,8 @@ static inline vf vf_low_halves(vf a, vf b) { return vcombine_f32(vget_low_f32(a)
 static inline vf vf_high_halves(vf a, vf b) { return vcombine_f32(vget_high_f32(a), vget_high_f32(b)); }
 #endif
 
-#if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
-#define HAS_BF16 1
-/* acc + Σ of two products of bfloat16 per lane */
-static inline vf vf_dot2(vf acc, vi a, vi b) {
-    return vbfdotq_f32(acc, vreinterpretq_bf16_s32(a), vreinterpretq_bf16_s32(b));
-}
-/* LANES floats, or as many bfloat16 in half of the space. */
-static inline void store_square(const int narrow, float *column, vf a) {
-    if (narrow)
-        vst1_bf16((bfloat16_t *)(void *)column, vcvt_bf16_f32(a));
-    else
-        vf_store(column, a);
-}
-#else
+#define HAS_PAIRS 0
+
 /* Without dot products of bfloat16 nothing is ever narrow. */
 #define HAS_BF16 0
 static inline vf vf_dot2(vf acc, vi a, vi b) {
@@ -148,6 +136,5 @@ static inline void store_square(const int narrow, float *column, vf a) {
     (void)narrow;
     vf_store(column, a);
 }
-#endif
 
 #endif
