@@ -92,7 +92,7 @@ def test_attend(
         scores = np.where(seen, q[:, head].astype(np.float64) @ complete[kv].T, -np.inf)
         p = np.exp(scores - scores.max(1, keepdims=True))
         expected[:, head] = p / p.sum(1, keepdims=True) @ decoded["v"][kv]
-    # Where the cache has 16 bits or fewer, scores and weights may be rounded to bfloat16.
+    # Where the cache has 16 bits or fewer, both sides of every product may be rounded.
     tolerance = 2e-6 if type_k == "f32" else 6e-3
     assert api.relative_error(out.read().reshape(expected.shape), expected) <= tolerance
 

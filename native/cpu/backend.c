@@ -75,6 +75,8 @@ static void carve_thread(const dg_backend *backend, const sizes *s, carving *c, 
     thread->logits = carve_floats(c, canvas * DG_HEAD_TOKENS);
     thread->values = carve_floats(c, DG_HEAD_TOKENS * padded_embd(backend));
     thread->weights = carve_floats(c, (canvas + kernels->tile_rows) * DG_HEAD_TOKENS);
+    thread->weight_scales = carve_floats(c, canvas);
+    thread->value_scales = carve_floats(c, padded_embd(backend) / lanes * (DG_HEAD_TOKENS / lanes));
     thread->rows = carve(c, (uint64_t)canvas * sizeof *thread->rows);
     thread->factors = carve_floats(c, canvas);
     thread->attention = carve_floats(c, kernels->attend_scratch(s->head_dim));

@@ -6,9 +6,9 @@
 
 #define ATTENTION_ROWS (2 * LANES) /* query rows side by side */
 #define ROW_BLOCKS 4               /* as many blocks of them share what is done once for a tile of keys */
-#define ATTENTION_KEYS 64 /* keys in a tile */
-#define KEYS_AT_ONCE 4    /* keys whose scores are summed side by side in registers */
-#define ROWS_AT_ONCE 4    /* query rows whose values are summed side by side in registers */
+#define ATTENTION_KEYS 64          /* keys in a tile */
+#define KEYS_AT_ONCE 4             /* keys whose scores are summed side by side in registers */
+#define ROWS_AT_ONCE 4             /* query rows whose values are summed side by side in registers */
 
 static int64_t floats_scratch(int32_t head_dim) {
     int64_t dim = (head_dim + LANES - 1) / LANES * LANES;

@@ -1,13 +1,13 @@
-/* Attention over a cache of 16 bits or fewer, in integers: instruction sets that multiply pairs of 16-bit integers do so
- * twice as fast as they multiply floats. Included by body_attention.h, once for each of them.
+/* Attention over a cache of 16 bits or fewer, in integers: instruction sets that multiply pairs of 16-bit integers do
+ * so twice as fast as they multiply floats. Included by body_attention.h, once for each of them.
  *
- * Queries, keys, values and weights get 13 bits and a scale for each row: at most MOST in magnitude, so that a sum of 64
- * products fits 32 bits. Then it becomes a float. The rounding error, at most a 11,600th of a row's largest element, is
- * below that of bfloat16 even for rows with a few large elements.
+ * Queries, keys, values and weights get 13 bits and a scale for each row: at most MOST in magnitude, so that a sum of
+ * 64 products fits 32 bits. Then it becomes a float. The rounding error, at most a 11,600th of a row's largest element,
+ * is below that of bfloat16 even for rows with a few large elements.
  *
  * A tile of keys is converted once for ROW_BLOCKS blocks of query rows. */
 
-#define MOST 5792  /* 64 · MOST² < 2³¹ */
+#define MOST 5792   /* 64 · MOST² < 2³¹ */
 #define SUM_DIMS 64 /* dimensions that are summed as integers */
 
 /* One block of ATTENTION_ROWS query rows. */
@@ -19,12 +19,12 @@ typedef struct pairs_block {
 
 /* A tile of keys. */
 typedef struct pairs_tile {
-    int64_t key_stride;           /* words of a row of `keys` */
-    int32_t *keys;                /* (ATTENTION_KEYS, key_stride) and padding: pairs of dimensions, of k, then those of v
-                                     that stand in for the others */
-    int32_t *values;              /* (ATTENTION_KEYS/2, dim) pairs of keys */
-    int32_t *weights;             /* (ATTENTION_KEYS/2, ATTENTION_ROWS) pairs of keys */
-    float *row;                   /* (dim) one cache row as floats */
+    int64_t key_stride; /* words of a row of `keys` */
+    int32_t *keys;      /* (ATTENTION_KEYS, key_stride) and padding: pairs of dimensions, of k, then those of v
+                           that stand in for the others */
+    int32_t *values;    /* (ATTENTION_KEYS/2, dim) pairs of keys */
+    int32_t *weights;   /* (ATTENTION_KEYS/2, ATTENTION_ROWS) pairs of keys */
+    float *row;         /* (dim) one cache row as floats */
     float k_scale[ATTENTION_KEYS];
     float v_scale[ATTENTION_KEYS];
     float weight_scale[ATTENTION_ROWS];
@@ -36,8 +36,8 @@ static int64_t pairs_scratch(int32_t head_dim) {
            ATTENTION_KEYS * dim + LANES + dim;
 }
 
-/* The factor that brings x (n) to at most MOST, and with *scale what takes it back. A row with a NaN or an infinity gets
- * a NaN for a scale, so that it is not lost in the conversion. */
+/* The factor that brings x (n) to at most MOST, and with *scale what takes it back. A row with a NaN or an infinity
+ * gets a NaN for a scale, so that it is not lost in the conversion. */
 ALWAYS_INLINE float scale_of_row(const float *x, int32_t n, float *scale) {
     vf largest = vf_set(0), poison = vf_set(0);
     int32_t i = 0;
@@ -56,8 +56,8 @@ ALWAYS_INLINE float scale_of_row(const float *x, int32_t n, float *scale) {
     return most > 0x1p-100f ? MOST / most : 0.0f;
 }
 
-/* x (n) · inverse, rounded, as 16-bit integers. `halves` is written up to a multiple of LANES: what comes there is to be
- * written afterwards. */
+/* x (n) · inverse, rounded, as 16-bit integers. `halves` is written up to a multiple of LANES: what comes there is to
+ * be written afterwards. */
 ALWAYS_INLINE void round_row(const float *x, int32_t n, float inverse, int16_t *halves) {
     int32_t i = 0;
     for (; i + LANES <= n; i += LANES)
@@ -168,8 +168,7 @@ static void round_weights(const pairs_block *b, pairs_tile *t, int32_t n_keys) {
             const float *at = e + j * ATTENTION_ROWS + i;
             vi low = vi_from_float(vf_mul(vf_mul(vf_load(at), vf_set(t->v_scale[j])), inverse)), high = vi_set(0);
             if (j + 1 < n_keys)
-                high = vi_from_float(
-                    vf_mul(vf_mul(vf_load(at + ATTENTION_ROWS), vf_set(t->v_scale[j + 1])), inverse));
+                high = vi_from_float(vf_mul(vf_mul(vf_load(at + ATTENTION_ROWS), vf_set(t->v_scale[j + 1])), inverse));
             vi_store(t->weights + j / 2 * ATTENTION_ROWS + i, pair_of(low, high));
         }
     }

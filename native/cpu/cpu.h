@@ -12,14 +12,15 @@
 /* One thread's own memory. */
 typedef struct dg_thread {
     dg_panel panel;
-    float *sums;      /* (max_rows and padding, lanes) of a panel whose last strip is yet to come */
-    float *row;       /* (largest n_cols) */
-    float *gate, *up; /* (max_rows, DG_FEATURES) */
-    float *logits;    /* (canvas_length, DG_HEAD_TOKENS) */
-    void *values;     /* (DG_HEAD_TOKENS, n_embd padded to whole panels) of the embedding table */
-    void *weights;    /* (canvas_length and padding, DG_HEAD_TOKENS) of the soft embedding */
-    int32_t *rows;    /* (canvas_length) to which these tokens matter */
-    float *factors;   /* (canvas_length) */
+    float *sums;                         /* (max_rows and padding, lanes) of a panel whose last strip is yet to come */
+    float *row;                          /* (largest n_cols) */
+    float *gate, *up;                    /* (max_rows, DG_FEATURES) */
+    float *logits;                       /* (canvas_length, DG_HEAD_TOKENS) */
+    void *values;                        /* (DG_HEAD_TOKENS, n_embd padded to whole panels) of the embedding table */
+    void *weights;                       /* (canvas_length and padding, DG_HEAD_TOKENS) of the soft embedding */
+    float *weight_scales, *value_scales; /* of both: see dg_soft_tile */
+    int32_t *rows;                       /* (canvas_length) to which these tokens matter */
+    float *factors;                      /* (canvas_length) */
     float *attention;
 } dg_thread;
 

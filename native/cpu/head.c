@@ -70,9 +70,9 @@ static row_range rows_in_tiles(const head_job *job, int32_t first_tile, int32_t 
 
 /* ---- One tile of the vocabulary ------------------------------------------------------------------------------ */
 
-/* Rounding to bfloat16 is well below what a quantised table has lost already; float tables are left as they are. */
+/* Rounding to 13 bits is well below what a quantised table has lost already; float tables are left as they are. */
 static bool is_narrow(const dg_backend *backend) {
-    return backend->kernels->has_bf16 && dg_form_of(backend->kernels, &backend->model->token_embd).integer;
+    return backend->kernels->has_narrow && dg_form_of(backend->kernels, &backend->model->token_embd).integer;
 }
 
 static int64_t padded_embd(const dg_backend *backend) {
@@ -102,8 +102,9 @@ static void tile_logits(const head_job *job, dg_thread *thread, const row_range 
                 kernels->multiply(panel, &range->rows, thread->sums, thread->logits + i, DG_HEAD_TOKENS, n_lanes);
             }
             if (job->soft != NULL)
-                kernels->spread(panel, narrow, n_padded, DG_HEAD_TOKENS,
-                                (float *)thread->values + (narrow ? i / 2 : i) * kernels->lanes);
+                kernels->spread(panel, n_lanes, narrow, n_padded, DG_HEAD_TOKENS,
+                                (float *)thread->values + (narrow ? i / 2 : i) * kernels->lanes,
+                                thread->value_scales + i / kernels->lanes);
         }
     }
     panel->next = NULL;
@@ -130,7 +131,9 @@ static void add_tile(const head_job *job, dg_thread *thread, const row_range *ra
                       .rows = thread->rows,
                       .factors = thread->factors,
                       .weights = thread->weights,
+                      .weight_scales = thread->weight_scales,
                       .values = thread->values,
+                      .value_scales = thread->value_scales,
                       .values_stride = DG_HEAD_TOKENS,
                       .n_cols = padded_embd(backend),
                       .n_sums = job->n,
@@ -150,7 +153,8 @@ static void add_tile(const head_job *job, dg_thread *thread, const row_range *ra
         if (n_even > n_tokens) e[n_tokens] = 0;
         thread->rows[s.n_rows] = range->first + r;
         thread->factors[s.n_rows] = (float)factor;
-        kernels->pack_weights(e, n_even, narrow, s.n_rows++, thread->weights);
+        thread->weight_scales[s.n_rows] = kernels->pack_weights(e, n_even, narrow, s.n_rows, thread->weights);
+        s.n_rows++;
     }
     kernels->add_weighted(&s);
 }

@@ -87,15 +87,17 @@ typedef struct dg_attention {
 
 /* What some tokens add to the soft embeddings of some rows. */
 typedef struct dg_soft_tile {
-    bool narrow;      /* weights and values in bfloat16, by pairs of tokens; kernels with has_bf16 only */
+    bool narrow;      /* weights and values in 16-bit integers, by pairs of tokens; kernels with has_narrow only */
     int32_t n_tokens; /* a multiple of 2 */
     int32_t n_rows;
-    const int32_t *rows;  /* (n_rows) */
-    const float *factors; /* (n_rows) */
-    const void *weights;  /* (n_rows/tile_rows, n_tokens, tile_rows) floats, or (…, n_tokens/2, tile_rows, 2) */
-    const void *values;   /* (n_cols/lanes, values_stride, lanes) floats or pairs of bfloat16 */
-    int32_t values_stride;
-    int64_t n_cols; /* a multiple of lanes */
+    const int32_t *rows;        /* (n_rows) */
+    const float *factors;       /* (n_rows) */
+    const void *weights;        /* (n_rows/tile_rows, n_tokens, tile_rows) floats, or (…, n_tokens/2, tile_rows, 2) */
+    const float *weight_scales; /* (n_rows) where narrow: what to multiply the integers with */
+    const void *values;         /* (n_cols/lanes, values_stride, lanes) floats or pairs */
+    const float *value_scales;  /* (n_cols/lanes, values_stride/lanes): likewise, for `lanes` tokens each */
+    int32_t values_stride;      /* a multiple of lanes */
+    int64_t n_cols;             /* a multiple of lanes */
     int64_t n_sums;
     float *sums; /* (n_cols/lanes, n_sums, lanes) */
 } dg_soft_tile;
@@ -113,7 +115,7 @@ typedef struct dg_cpu_kernels {
     const char *backend_name; /* "cpu (name)" */
     int32_t lanes;
     int32_t tile_rows;
-    bool has_bf16;          /* dot products of bfloat16 */
+    bool has_narrow;        /* soft embeddings in integers */
     int32_t attention_rows; /* query rows that `attend` takes at a time */
 
     dg_form (*form_of)(int32_t type);
@@ -133,11 +135,13 @@ typedef struct dg_cpu_kernels {
                      int32_t n_lanes);
 
     /* The rows of `panel` one after the other, columns padded with zeros to n_cols in all: lanes rows of
-     * (n_cols/lanes, values_stride, lanes) floats, or, where `narrow`, lanes/2 rows of as many pairs of bfloat16, two
-     * rows of the panel side by side. */
-    void (*spread)(const dg_panel *panel, bool narrow, int64_t n_cols, int32_t values_stride, void *values);
-    /* The weights of one row, (n_tokens), to their place in dg_soft_tile.weights. */
-    void (*pack_weights)(const float *weights, int32_t n_tokens, bool narrow, int32_t row, void *packed);
+     * (n_cols/lanes, values_stride, lanes) floats, or, where `narrow`, lanes/2 rows of as many pairs of integers, two
+     * rows of the panel side by side, and a scale for each `lanes` columns, values_stride/lanes apart. n_lanes rows of
+     * the panel count; what the others become means nothing. */
+    void (*spread)(const dg_panel *panel, int32_t n_lanes, bool narrow, int64_t n_cols, int32_t values_stride,
+                   void *values, float *value_scales);
+    /* The weights of one row, (n_tokens), at least 0, to their place in dg_soft_tile.weights; returns their scale. */
+    float (*pack_weights)(const float *weights, int32_t n_tokens, bool narrow, int32_t row, void *packed);
     /* sums[rows[i]] = factors[i] · sums[rows[i]] + weights[i] · values */
     void (*add_weighted)(const dg_soft_tile *tile);
 

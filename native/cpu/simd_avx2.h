@@ -137,16 +137,4 @@ static inline void vi_store_halves(int16_t *p, vi a) {
 #define HAS_PAIRS 0
 #endif
 
-/* Without dot products of bfloat16 nothing is ever narrow. */
-#define HAS_BF16 0
-static inline vf vf_dot2(vf acc, vi a, vi b) {
-    (void)a;
-    (void)b;
-    return acc;
-}
-static inline void store_square(const int narrow, float *column, vf a) {
-    (void)narrow;
-    vf_store(column, a);
-}
-
 #endif

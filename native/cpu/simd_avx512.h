@@ -102,15 +102,4 @@ static inline vi vi_dot2(vi acc, vi a, vi b) { return _mm512_dpwssd_epi32(acc, a
 /* The low halves, which hold all of each number. */
 static inline void vi_store_halves(int16_t *p, vi a) { _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(a)); }
 
-#define HAS_BF16 1
-/* acc + Σ of two products of bfloat16 per lane */
-static inline vf vf_dot2(vf acc, vi a, vi b) { return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b); }
-/* LANES floats, or as many bfloat16 in half of the space. */
-static inline void store_square(const int narrow, float *column, vf a) {
-    if (narrow)
-        _mm256_storeu_si256((__m256i *)column, (__m256i)_mm512_cvtneps_pbh(a));
-    else
-        _mm512_storeu_ps(column, a);
-}
-
 #endif

@@ -125,16 +125,4 @@ static inline vf vf_high_halves(vf a, vf b) { return vcombine_f32(vget_high_f32(
 
 #define HAS_PAIRS 0
 
-/* Without dot products of bfloat16 nothing is ever narrow. */
-#define HAS_BF16 0
-static inline vf vf_dot2(vf acc, vi a, vi b) {
-    (void)a;
-    (void)b;
-    return acc;
-}
-static inline void store_square(const int narrow, float *column, vf a) {
-    (void)narrow;
-    vf_store(column, a);
-}
-
 #endif

@@ -204,18 +204,7 @@ static inline vi vi_dot4(vi acc, vi w, const int8_t *x, const int w_signed) {
 #undef EACH_LANE
 #undef OF
 
-#define HAS_PAIRS 0 /* see simd_avx512.h */
-
-/* Without dot products of bfloat16 nothing is ever narrow. */
-#define HAS_BF16 0
-static inline vf vf_dot2(vf acc, vi a, vi b) {
-    (void)a;
-    (void)b;
-    return acc;
-}
-static inline void store_square(const int narrow, float *column, vf a) {
-    (void)narrow;
-    vf_store(column, a);
-}
+/* Dot products of 16-bit integers: simd_avx512.h has them. */
+#define HAS_PAIRS 0
 
 #endif
