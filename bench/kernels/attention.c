@@ -38,7 +38,7 @@ static dg_kv random_kv(const dg_cpu_kernels *kernels, const dg_layer *layer, int
 
 int main(void) {
     const int32_t types[] = {DG_TYPE_F32, DG_TYPE_F16, DG_TYPE_Q8_0};
-    const int32_t pasts[2][3] = {{0, 512, 1023}, {0, 2048, 8192}};
+    const int32_t pasts[2][3] = {{0, 512, 1023}, {0, 8192, 32512}};
     const dg_cpu_kernels *kernels = dg_cpu_kernels_choose();
     dg_layer layers[2];
     const dg_model model = bench_model(layers);

@@ -12,7 +12,7 @@
 
 #if defined(UNROLL)
 #elif defined(__clang__)
-#define UNROLL _Pragma("unroll")
+#define UNROLL _Pragma("clang loop unroll(full)") /* "unroll" stops at two rounds, and keeps the sums in memory */
 #else
 #define UNROLL _Pragma("GCC unroll 16")
 #endif

@@ -94,6 +94,11 @@ dg_rows dg_pack_normed(dg_backend *backend, dg_form form, const float *x, int32_
 /* Packs x (n, n_cols) into backend->packed. */
 dg_rows dg_pack(dg_backend *backend, dg_form form, const float *x, int32_t n, int64_t n_cols);
 
+/* Row from_row of `from` becomes row to_row of `to`, of the same integer form and width: cheaper than to pack it again.
+ */
+void dg_copy_packed(const dg_cpu_kernels *kernels, const dg_rows *from, int32_t from_row, const dg_rows *to,
+                    int32_t to_row);
+
 /* out (n, w->n_rows) = rows wᵀ */
 void dg_matmul(dg_backend *backend, const dg_weight *w, const dg_rows *rows, float *out);
 

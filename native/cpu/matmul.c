@@ -1,5 +1,8 @@
 /* Dense products: packing, and panels handed out to threads. */
 #include "cpu/cpu.h"
+
+#include <string.h>
+
 #include "quant/quant.h"
 
 /* Of decoded codes: with their scales and a tile of activations they stay in a first-level cache of 32 KiB. */
@@ -79,6 +82,24 @@ dg_rows dg_pack_normed(dg_backend *backend, dg_form form, const float *x, int32_
 
 dg_rows dg_pack(dg_backend *backend, dg_form form, const float *x, int32_t n, int64_t n_cols) {
     return dg_pack_normed(backend, form, x, n, n_cols, NULL, 1.0f);
+}
+
+void dg_copy_packed(const dg_cpu_kernels *kernels, const dg_rows *from, int32_t from_row, const dg_rows *to,
+                    int32_t to_row) {
+    const int64_t n_blocks = from->n_cols / DG_BLOCK, places = kernels->tile_rows;
+    const int n_groups = DG_BLOCK / from->form.group;
+    int64_t a = from_row / from->per_tile * n_blocks * places + from_row % from->per_tile;
+    int64_t b = to_row / to->per_tile * n_blocks * places + to_row % to->per_tile;
+    for (int64_t i = 0; i < n_blocks; i++, a += places, b += places) {
+        memcpy(to->codes + b * DG_BLOCK, from->codes + a * DG_BLOCK, DG_BLOCK);
+        to->scales[b] = from->scales[a];
+    }
+    a = (from_row / from->per_tile * n_blocks * n_groups) * places + from_row % from->per_tile;
+    b = (to_row / to->per_tile * n_blocks * n_groups) * places + to_row % to->per_tile;
+    for (int64_t i = 0; i < n_blocks * n_groups; i++, a += places, b += places) {
+        to->bias[b] = from->bias[a];
+        if (from->form.has_mins) to->sums[b] = from->sums[a];
+    }
 }
 
 /* ---- Products ------------------------------------------------------------------------------------------------ */

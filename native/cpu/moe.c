@@ -108,10 +108,20 @@ static void pack_for_experts(void *context, int64_t row, int thread) {
     const int32_t n_used = backend->model->n_experts_used, n_embd = backend->model->n_embd;
     float *normed = backend->threads[thread].row;
     backend->kernels->rms_norm(m->x + row * n_embd, m->moe->norm, n_embd, backend->model->rms_eps, normed);
-    for (int64_t i = row * n_used; i < (row + 1) * n_used; i++) {
+    dg_rows first;
+    int32_t first_row = 0;
+    for (int32_t j = 0; j < n_used; j++) {
+        const int64_t i = row * n_used + j;
         const dg_expert *expert = &backend->experts[backend->expert_rank[backend->chosen[i]]];
-        dg_rows rows = expert_inputs(m, expert);
-        backend->kernels->pack(&rows, backend->expert_row[i] - expert->first, 0, normed, n_embd);
+        const dg_rows rows = expert_inputs(m, expert);
+        const int32_t r = backend->expert_row[i] - expert->first;
+        if (j > 0 && m->form.integer) {
+            dg_copy_packed(backend->kernels, &first, first_row, &rows, r);
+            continue;
+        }
+        backend->kernels->pack(&rows, r, 0, normed, n_embd);
+        first = rows;
+        first_row = r;
     }
 }
 
