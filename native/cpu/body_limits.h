@@ -42,14 +42,14 @@ static double peak_f32(int64_t n_rounds, float *sink) {
 }
 
 static double peak_bf16(int64_t n_rounds, float *sink) {
-#if HAS_BF16
-    vf sum[CHAINS];
-    vi w = vi_set(0x3f803f80), x = vi_set(0x3c003c00);
+#if defined(__AVX512BF16__)
+    __m512 sum[CHAINS];
+    __m512bh w = (__m512bh)_mm512_set1_epi16(0x3f80), x = (__m512bh)_mm512_set1_epi16(0x3c00);
     UNROLL
     for (int i = 0; i < CHAINS; i++) sum[i] = vf_set((float)i);
     for (int64_t round = 0; round < n_rounds; round++) {
         UNROLL
-        for (int i = 0; i < CHAINS; i++) sum[i] = vf_dot2(sum[i], w, x);
+        for (int i = 0; i < CHAINS; i++) sum[i] = _mm512_dpbf16_ps(sum[i], w, x);
         KEEP_IN_REGISTERS(x);
     }
     for (int i = 0; i < CHAINS; i++) vf_store(sink, vf_add(vf_load(sink), sum[i]));

@@ -60,7 +60,7 @@ static int available(const dg_cpu_kernels *sets[4]) {
 #if defined(__linux__)
     const unsigned long capabilities = getauxval(AT_HWCAP), more = getauxval(AT_HWCAP2);
     dotprod = (capabilities & 1ul << 20) != 0;                            /* HWCAP_ASIMDDP */
-    i8mm = dotprod && (more & 1ul << 13) != 0 && (more & 1ul << 14) != 0; /* HWCAP2_I8MM, HWCAP2_BF16 */
+    i8mm = dotprod && (more & 1ul << 13) != 0; /* HWCAP2_I8MM */
 #endif
     sets[n++] = &dg_cpu_kernels_neon;
     if (dotprod) sets[n++] = &dg_cpu_kernels_dotprod;
