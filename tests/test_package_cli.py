@@ -217,9 +217,32 @@ def test_chat(
     assert "Paris" in out
     assert "steps per canvas" in out
     assert "/system TEXT" in out
+    assert saved.with_name("conversation.json.session").stat().st_size > 0
     messages = json.loads(saved.read_text())["messages"]
     assert [message["role"] for message in messages] == ["user", "assistant"]
     assert "Paris" in messages[1]["content"]
+
+
+def test_a_loaded_chat_is_not_encoded_again(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_gguf: Path,
+    tmp_path: Path,
+) -> None:
+    saved = tmp_path / "conversation.json"
+    talk(capsys, monkeypatch, tiny_gguf, QUESTION, f"/save {saved}")
+    again = (f"/load {saved}", "What is the capital of Italy?", "/stats")
+    _, out, err = talk(capsys, monkeypatch, tiny_gguf, *again)
+    assert err == ""
+    assert "Rome" in out
+    found = re.search(r"prompt (\d+) tokens, (\d+) of them already encoded", out)
+    assert found is not None
+    assert int(found[2]) > 10
+    (tmp_path / "conversation.json.session").write_bytes(b"damaged")
+    _, out, err = talk(capsys, monkeypatch, tiny_gguf, *again)
+    assert "encoded again" in err
+    assert "Rome" in out
+    assert "tokens, 0 of them already encoded" in out
 
 
 def test_chat_survives_mistakes(

@@ -77,15 +77,20 @@ class DiffusionGemma:
             "type_k": "f16" if type_k is None else type_k,
             "type_v": "f16" if type_v is None else type_v,
         }
-        self._model = Model(
-            model_path,
-            backend=backend,
-            n_gpu_layers=-1 if isinstance(n_gpu_layers, str) else n_gpu_layers,
-            n_cpu_moe=n_cpu_moe,
-            use_mmap=use_mmap,
-            progress=hub.progress_bar("loading") if verbose else None,
-            session=self._params,
-        )
+        progress = hub.progress_bar("loading") if verbose else None
+        try:
+            self._model = Model(
+                model_path,
+                backend=backend,
+                n_gpu_layers=-1 if isinstance(n_gpu_layers, str) else n_gpu_layers,
+                n_cpu_moe=n_cpu_moe,
+                use_mmap=use_mmap,
+                progress=progress,
+                session=self._params,
+            )
+        finally:
+            if progress is not None:
+                progress(1.0)  # takes the bar away
         self.info: ModelInfo = self._model.info
         self._params["n_ctx"] = min(n_ctx, self.info.context_length) if n_ctx > 0 else n_ctx
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()

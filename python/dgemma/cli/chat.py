@@ -26,7 +26,8 @@ HELP = """\
 /help            this list
 /clear           begin a new conversation
 /system TEXT     set the system message, and begin anew
-/save F, /load F keep the conversation in a file, or take it up again
+/save F, /load F keep the conversation in a file, with what is encoded of it
+                 in F.session, or take it up again
 /stats           what the last answer took
 /quit            leave, as Ctrl-D does
 Ctrl-C stops an answer; twice, it leaves."""
@@ -82,10 +83,11 @@ class Conversation:
             if line in ("/quit", "/exit"):
                 return 0
             try:
+                if line:
+                    self._interrupted = False
                 if line.startswith("/"):
                     self._command(*line.partition(" ")[::2])
                 elif line:
-                    self._interrupted = False
                     self._say(line)
             except KeyboardInterrupt:
                 if self._interrupted:
@@ -137,6 +139,7 @@ class Conversation:
     def _save(self, path: Path) -> None:
         saved = {"system": self._system, "messages": self._messages}
         path.write_text(json.dumps(saved, ensure_ascii=False, indent=1), encoding="utf-8")
+        self._llm.save(_session_path(path))
 
     def _load(self, path: Path) -> None:
         try:
@@ -146,6 +149,16 @@ class Conversation:
         except (KeyError, TypeError, ValueError) as problem:
             raise ValueError(f"{path} is no saved conversation: {problem}") from problem
         self._system, self._messages = system, messages
+        session = _session_path(path)
+        if session.exists():  # without it, the next question encodes the conversation again
+            try:
+                self._llm.load(session)
+            except Error as problem:
+                print(f"dgemma: the conversation will be encoded again: {problem}", file=sys.stderr)
+
+
+def _session_path(path: Path) -> Path:
+    return path.with_name(path.name + ".session")
 
 
 def _stats_text(stats: Stats | None) -> str:
