@@ -25,7 +25,9 @@ struct MatmulParams {
     float *out; /* (splits, n, out_columns) */
 };
 
-template <class F> __global__ void __launch_bounds__(DenseProduct<F>::kThreads) matmul_kernel(MatmulParams p) {
+/* choose_splits makes two blocks for a multiprocessor; three leave a thread 168 registers. */
+template <class F>
+__global__ void __launch_bounds__(DenseProduct<F>::kThreads, F::kNeedsRegisters ? 2 : 3) matmul_kernel(MatmulParams p) {
     wait_for_predecessor();
     using P = DenseProduct<F>;
     int part = 0;

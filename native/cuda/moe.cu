@@ -77,7 +77,7 @@ size_t sort_bytes(int n_experts) {
 /* One block. Each warp takes a share of the choices in the order of tokens, 32 at a time, and counts them by expert; sums
  * over warps and experts then say where each choice goes. Within an expert choices stay in the order of tokens, so that
  * nothing depends on timing. */
-__global__ void __launch_bounds__(32 * kSortWarps) sort_kernel(const int32_t *ids, int n_choices, int n_used, int n_experts,
+__global__ void __launch_bounds__(32 * kSortWarps, 1) sort_kernel(const int32_t *ids, int n_choices, int n_used, int n_experts,
                                                                int32_t *slots, int32_t *slot_tokens, int32_t *work,
                                                                int max_work) {
     wait_for_predecessor();
