@@ -55,6 +55,9 @@ def press(page: Browser, key: str, **more: object) -> None:
         page.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, **more)
 
 
+NEVER_CONFIDENT = (
+    "const ask0 = request; request = () => ({...ask0(), confidence_threshold: 1e-30}); 0"
+)
 IDLE = "running === null && document.querySelectorAll('.answer').length === %d"
 
 
@@ -76,8 +79,9 @@ def test_a_conversation(page: Browser) -> None:
     for part in ("seed 1", "steps", "tokens/s"):
         assert part in figures
     picture(page, "answer")
-    # Not learnt, so it takes many steps: a known answer's two may pass between two drawings.
-    say(page, "Reverse the word planet.")
+    # Not learnt, and never confident enough to end early: few steps may pass between two drawings.
+    page.run(NEVER_CONFIDENT)
+    say(page, "Reverse the word planet.", max_steps=300)
     page.wait(IDLE % 2)
     assert page.run("seen.steps") >= 1
     assert page.run("seen.faint") >= 1
@@ -115,7 +119,7 @@ def test_the_slider_goes_through_the_steps(page: Browser) -> None:
 
 
 def test_stop(page: Browser) -> None:
-    page.run("const ask0 = request; request = () => ({...ask0(), confidence_threshold: 1e-30}); 0")
+    page.run(NEVER_CONFIDENT)
     say(page, QUESTION, max_steps=10_000)
     page.wait("document.querySelectorAll('.text span').length > 0")
     assert page.run("$('send').textContent") == "Stop"
