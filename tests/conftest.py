@@ -145,7 +145,7 @@ _ARM = platform.machine() in ("aarch64", "arm64")
 @pytest.fixture(
     params=["scalar", "neon", "dotprod", "i8mm"]
     if _ARM
-    else ["scalar", "avx2", "avxvnni", "avx512"]
+    else ["scalar", "avx2", "avxvnni", "avx512", "amx"]
 )
 def kernels(
     kernel_library: ctypes.CDLL, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch

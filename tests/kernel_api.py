@@ -19,6 +19,7 @@ GUARD = 16
 """Elements before and after every output that an operation must leave alone."""
 
 F32, F16, Q8_0, BF16 = 0, 1, 8, 30
+FLOATS, INTEGERS, TILES = 0, 1, 2  # test_operands of kernels_api.c
 TYPES = {
     t.name.lower(): int(t)
     for t in gguf.GGMLQuantizationType
@@ -196,6 +197,13 @@ def round_to_int8(x: np.ndarray) -> np.ndarray:
     return (codes.astype(np.float64) * (amax / np.float32(127))).reshape(x.shape)
 
 
+def round_to_bf16(x: np.ndarray) -> np.ndarray:
+    """What operands of tile products stand for: eight significant bits, ties to even."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    bits = bits + 0x7FFF + (bits >> 16 & 1)
+    return (bits & np.uint32(0xFFFF0000)).view(np.float32).astype(np.float64)
+
+
 def gelu(x: np.ndarray) -> np.ndarray:
     """The tanh form of GELU."""
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
@@ -223,11 +231,27 @@ def activations(rng: np.random.Generator, n: int, n_cols: int) -> np.ndarray:
     return padded(x.astype(np.float32))
 
 
+def _operands(kernels: ctypes.CDLL, names: tuple[str, ...]) -> int:
+    """What products with weights of all these types are made of, as test_operands says it."""
+    kinds = {kernels.test_operands(TYPES[name]) for name in names}
+    kind = kinds.pop() if len(kinds) == 1 else FLOATS
+    return FLOATS if kind == INTEGERS and len({_form(name) for name in names}) > 1 else kind
+
+
 def as_packed(kernels: ctypes.CDLL, x: np.ndarray, *names: str) -> np.ndarray:
     """Activations as the product with weights of these types sees them."""
-    forms = {bool(kernels.test_form_is_integer(TYPES[name])) for name in names}
-    alike = forms == {True} and len({_form(name) for name in names}) == 1
-    return round_to_int8(x) if alike else x
+    rounded = {FLOATS: lambda x: x, INTEGERS: round_to_int8, TILES: round_to_bf16}
+    return rounded[_operands(kernels, names)](x)
+
+
+def as_decoded(kernels: ctypes.CDLL, weights: np.ndarray, *names: str) -> np.ndarray:
+    """Weights, scales included, as the product sees them."""
+    return round_to_bf16(weights) if _operands(kernels, names) == TILES else weights
+
+
+def is_rounded(kernels: ctypes.CDLL, name: str) -> bool:
+    """Whether activations lose digits before they meet weights of this type."""
+    return bool(kernels.test_operands(TYPES[name]) != FLOATS)
 
 
 def _form(name: str) -> str:

@@ -19,7 +19,7 @@ def reference(
     kernels: ctypes.CDLL, name: str, x: np.ndarray, norm: np.ndarray, table: np.ndarray, t: float
 ) -> np.ndarray:
     packed = api.as_packed(kernels, api.rms(x, norm), name)
-    return 30 * np.tanh(packed @ table.T / 30) / t
+    return 30 * np.tanh(packed @ api.as_decoded(kernels, table, name).T / 30) / t
 
 
 @pytest.mark.parametrize("sharpness", [0.2, 3.0, 30.0])
@@ -59,7 +59,9 @@ def test_sample(
     rows = np.arange(n)
     assert (z[rows, argmax] >= z.max(1) - 1e-4).all()
     expected_entropy = -(p * np.log(np.maximum(p, 1e-300))).sum(1)
-    assert np.abs(entropies - expected_entropy).max() <= 2e-4
+    # A few weights of tile products round the other way than here.
+    tolerance = 1e-3 if kernels.test_operands(api.TYPES[name]) == api.TILES else 2e-4
+    assert np.abs(entropies - expected_entropy).max() <= tolerance
     # The drawn token's stretch of the running sum holds the uniform number, but for rounding.
     upper = np.cumsum(p, 1)[rows, candidates]
     lower = upper - p[rows, candidates]

@@ -17,10 +17,17 @@ typedef struct job {
     float *out;
     bool decode, multiply;
     float *sums;
+    void *tiles;
 } job;
 
 static void run(void *context) {
     job *j = context;
+    if (j->multiply && j->panel.form.tiles) {
+        for (int32_t f = 0; f < N_FEATURES; f += DG_TILED_FEATURES)
+            j->kernels->multiply_tiled(&j->w, 0, f, DG_TILED_FEATURES, &j->panel, &j->rows, j->tiles, j->out + f,
+                                       N_FEATURES);
+        return;
+    }
     const int64_t strip = dg_strip_cols(j->kernels, j->panel.form, N_COLS);
     for (int64_t f = 0; f < N_FEATURES; f += j->kernels->lanes)
         for (int64_t c = 0; c < N_COLS; c += strip) {
@@ -54,11 +61,14 @@ int main(void) {
     const int32_t row_counts[] = {256, 16, 10};
     const dg_cpu_kernels *kernels = dg_cpu_kernels_choose();
     const double peak_int8 = bench_peak(kernels->peak_int8), peak_f32 = bench_peak(kernels->peak_f32);
-    printf("%s, one thread: int8 %.0f GOP/s, f32 %.0f GFLOP/s\n", kernels->name, 1e-9 * peak_int8, 1e-9 * peak_f32);
+    const double peak_bf16 = bench_peak(kernels->peak_bf16);
+    printf("%s, one thread: int8 %.0f GOP/s, bf16 %.0f GFLOP/s, f32 %.0f GFLOP/s\n", kernels->name, 1e-9 * peak_int8,
+           1e-9 * peak_bf16, 1e-9 * peak_f32);
     printf("%-8s %5s %10s %7s %9s %10s\n", "type", "rows", "GOP/s", "share", "decode %", "decode G/s");
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
         job j = {.kernels = kernels, .w = bench_weight(types[i], 1, N_FEATURES, N_COLS)};
         j.panel.form = kernels->form_of(types[i]);
+        j.tiles = bench_memory(DG_TILED_SCRATCH);
         j.panel.values = bench_memory(N_COLS * DG_MAX_LANES * sizeof(float));
         j.panel.codes = (uint8_t *)j.panel.values;
         j.panel.scales = bench_memory(N_COLS / 16 * DG_MAX_LANES * sizeof(float));
@@ -78,7 +88,11 @@ int main(void) {
             double seconds = bench_best(rounds, run, &j), done = 2.0 * n * N_COLS * N_FEATURES;
             check(&j, x, n);
             printf("%-8s %5d %10.1f %6.1f%% %8.1f%% %10.2f\n", dg_type_traits_of(types[i])->name, n,
-                   1e-9 * done / seconds, 100 * done / seconds / (j.panel.form.integer ? peak_int8 : peak_f32),
+                   1e-9 * done / seconds,
+                   100 * done / seconds /
+                       (j.panel.form.tiles     ? peak_bf16
+                        : j.panel.form.integer ? peak_int8
+                                               : peak_f32),
                    100 * decoding / seconds, 1e-9 * N_COLS * N_FEATURES / decoding);
             fflush(stdout);
             free(x);
@@ -89,6 +103,7 @@ int main(void) {
         free(j.panel.values);
         free(j.panel.scales);
         free(j.panel.mins);
+        free(j.tiles);
     }
     return 0;
 }

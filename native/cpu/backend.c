@@ -68,6 +68,7 @@ static void carve_thread(const dg_backend *backend, const sizes *s, carving *c, 
     thread->panel.codes = (uint8_t *)thread->panel.values;
     thread->panel.scales = carve_floats(c, strip / 16 * lanes);
     thread->panel.mins = carve_floats(c, strip / 16 * lanes);
+    if (kernels->multiply_tiled != NULL) thread->tiles = carve(c, DG_TILED_SCRATCH);
     thread->sums = carve_floats(c, (rows + kernels->tile_rows) * lanes);
     thread->row = carve_floats(c, 2 * n_cols);
     thread->gate = carve_floats(c, rows * DG_FEATURES);

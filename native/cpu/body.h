@@ -36,11 +36,18 @@ _Static_assert(TILE_ROWS == 6, "add the other sizes");
 
 #include "cpu/body_decode.h"
 
-#include "cpu/body_multiply.h"
-
 #include "cpu/body_rows.h"
 
 #include "cpu/body_soft.h"
+
+#if defined(HAS_TILES)
+#include "cpu/body_amx.h"
+#define PRODUCT(kernel) tiled_##kernel
+#else
+#include "cpu/body_multiply.h"
+#define PRODUCT(kernel) kernel
+#define ACTIVATION_ROWS TILE_ROWS
+#endif
 
 #include "cpu/body_attention.h"
 
@@ -50,14 +57,17 @@ const dg_cpu_kernels DG_KERNELS = {
     .name = DG_KERNELS_NAME,
     .backend_name = "cpu (" DG_KERNELS_NAME ")",
     .lanes = PANEL_LANES,
-    .tile_rows = TILE_ROWS,
+    .tile_rows = ACTIVATION_ROWS,
     .has_narrow = HAS_PAIRS,
     .attention_rows = ROW_BLOCKS * ATTENTION_ROWS,
-    .form_of = form_of,
-    .decode = decode,
-    .pack = pack,
-    .multiply = multiply,
-    .spread = spread,
+    .form_of = PRODUCT(form_of),
+    .decode = PRODUCT(decode),
+    .pack = PRODUCT(pack),
+    .multiply = PRODUCT(multiply),
+#if defined(HAS_TILES)
+    .multiply_tiled = multiply_tiles,
+#endif
+    .spread = PRODUCT(spread),
     .pack_weights = pack_weights,
     .add_weighted = add_weighted,
     .attend = attend,
@@ -73,7 +83,7 @@ const dg_cpu_kernels DG_KERNELS = {
     .softcap = softcap,
     .head_statistics = head_statistics,
     .exponentials = exponentials,
-    .peak_int8 = peak_int8,
-    .peak_bf16 = peak_bf16,
+    .peak_int8 = PRODUCT(peak_int8),
+    .peak_bf16 = PRODUCT(peak_bf16),
     .peak_f32 = peak_f32,
 };

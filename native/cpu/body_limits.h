@@ -4,6 +4,20 @@
 
 #define CHAINS 12 /* independent sums: more than latency × instructions a cycle of the machines known */
 
+static double peak_f32(int64_t n_rounds, float *sink) {
+    vf sum[CHAINS], a = vf_set(0.999f), b = vf_set(1e-3f);
+    UNROLL
+    for (int i = 0; i < CHAINS; i++) sum[i] = vf_set((float)i);
+    for (int64_t round = 0; round < n_rounds; round++) {
+        UNROLL
+        for (int i = 0; i < CHAINS; i++) sum[i] = vf_fma(a, sum[i], b);
+        KEEP_IN_REGISTERS(a);
+    }
+    for (int i = 0; i < CHAINS; i++) vf_store(sink, vf_add(vf_load(sink), sum[i]));
+    return (double)n_rounds * CHAINS * LANES * 2;
+}
+
+#if !defined(HAS_TILES) /* body_amx_limits.h */
 static double peak_int8(int64_t n_rounds, float *sink) {
 #if HAS_ROW_PAIRS
     enum { PRODUCTS = 32 }; /* of an instruction */
@@ -28,19 +42,6 @@ static double peak_int8(int64_t n_rounds, float *sink) {
     return (double)n_rounds * CHAINS * PRODUCTS * 2;
 }
 
-static double peak_f32(int64_t n_rounds, float *sink) {
-    vf sum[CHAINS], a = vf_set(0.999f), b = vf_set(1e-3f);
-    UNROLL
-    for (int i = 0; i < CHAINS; i++) sum[i] = vf_set((float)i);
-    for (int64_t round = 0; round < n_rounds; round++) {
-        UNROLL
-        for (int i = 0; i < CHAINS; i++) sum[i] = vf_fma(a, sum[i], b);
-        KEEP_IN_REGISTERS(a);
-    }
-    for (int i = 0; i < CHAINS; i++) vf_store(sink, vf_add(vf_load(sink), sum[i]));
-    return (double)n_rounds * CHAINS * LANES * 2;
-}
-
 static double peak_bf16(int64_t n_rounds, float *sink) {
 #if defined(__AVX512BF16__)
     __m512 sum[CHAINS];
@@ -60,3 +61,4 @@ static double peak_bf16(int64_t n_rounds, float *sink) {
     return 0;
 #endif
 }
+#endif

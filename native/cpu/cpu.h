@@ -22,6 +22,7 @@ typedef struct dg_thread {
     int32_t *rows;                       /* (canvas_length) to which these tokens matter */
     float *factors;                      /* (canvas_length) */
     float *attention;
+    void *tiles; /* scratch of multiply_tiled, where there is one */
 } dg_thread;
 
 /* Cosines and sines of the tokens of one call, for the layers of one kind; many layers use them in turn. */

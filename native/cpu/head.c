@@ -57,6 +57,10 @@ static row_range rows_in_tiles(const head_job *job, int32_t first_tile, int32_t 
     if (range.n > all->n - range.first) range.n = all->n - range.first;
     range.rows.n = range.n;
     range.rows.n_tiles = n_tiles;
+    if (all->form.tiles) {
+        range.rows.pairs += places * all->n_cols;
+        return range;
+    }
     if (!all->form.integer) {
         range.rows.values += places * all->n_cols;
         return range;
@@ -72,7 +76,8 @@ static row_range rows_in_tiles(const head_job *job, int32_t first_tile, int32_t 
 
 /* Rounding to 13 bits is well below what a quantised table has lost already; float tables are left as they are. */
 static bool is_narrow(const dg_backend *backend) {
-    return backend->kernels->has_narrow && dg_form_of(backend->kernels, &backend->model->token_embd).integer;
+    const dg_form form = dg_form_of(backend->kernels, &backend->model->token_embd);
+    return backend->kernels->has_narrow && (form.integer || form.tiles);
 }
 
 static int64_t padded_embd(const dg_backend *backend) {

@@ -1,4 +1,5 @@
 /* Which kernels this machine can run, asked of the processor at run time. */
+#define _GNU_SOURCE
 #include <stdlib.h>
 #include <string.h>
 
@@ -6,13 +7,17 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(DG_HAS_AMX)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
 
 extern const dg_cpu_kernels dg_cpu_kernels_scalar;
 #if defined(__x86_64__)
-extern const dg_cpu_kernels dg_cpu_kernels_avx2, dg_cpu_kernels_avxvnni, dg_cpu_kernels_avx512;
+extern const dg_cpu_kernels dg_cpu_kernels_avx2, dg_cpu_kernels_avxvnni, dg_cpu_kernels_avx512, dg_cpu_kernels_amx;
 
 /* Which registers the operating system saves: a processor may have instructions that the system does not support. */
 static uint64_t saved_state(void) {
@@ -22,10 +27,22 @@ static uint64_t saved_state(void) {
 }
 
 typedef struct features {
-    bool avx2, avxvnni, avx512;
+    bool avx2, avxvnni, avx512, amx;
 } features;
 
-static features detect(void) {
+/* Linux lets a process use the tile registers only after it has asked, once for all of its threads; the answer to a
+ * second question is the same. It refuses where a thread's signal stack is too small to save them. */
+static bool may_use_tiles(void) {
+#if defined(DG_HAS_AMX)
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, TILE_DATA = 18 };
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0;
+#else
+    return false;
+#endif
+}
+
+/* `tiles`: whether the tile registers are wanted; only then is the system asked for them. */
+static features detect(bool tiles) {
     features found = {0};
     uint32_t a, b, c, d, a1 = 0, b1 = 0, c1 = 0, d1 = 0;
     if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE)) return found;
@@ -40,26 +57,37 @@ static features detect(void) {
     found.avxvnni = found.avx2 && (a1 & 1u << 4) != 0;
     found.avx512 = found.avx2 && (saved & zmm) == zmm && (b & avx512_b) == avx512_b && (c & avx512_c) == avx512_c &&
                    (a1 & 1u << 5) != 0; /* BF16 */
+    const uint64_t tile_state = 0x60000;
+    const uint32_t tile_d = 1u << 22 | 1u << 24 | 1u << 25; /* BF16, tiles, INT8 */
+    found.amx =
+        found.avx512 && (saved & tile_state) == tile_state && (d & tile_d) == tile_d && tiles && may_use_tiles();
     return found;
 }
 #elif defined(__aarch64__)
 extern const dg_cpu_kernels dg_cpu_kernels_neon, dg_cpu_kernels_dotprod, dg_cpu_kernels_i8mm;
 #endif
 
-/* Worst first; those that this machine cannot run are left out. Returns how many there are. */
-static int available(const dg_cpu_kernels *sets[4]) {
+#define MAX_SETS 5
+
+/* Worst first; those that this machine cannot run are left out, and amx where `tiles` are not wanted. Returns how many
+ * there are. */
+static int available(bool tiles, const dg_cpu_kernels *sets[MAX_SETS]) {
     int n = 0;
+    (void)tiles; /* unused on ARM */
     sets[n++] = &dg_cpu_kernels_scalar;
 #if defined(__x86_64__)
-    features found = detect();
+    features found = detect(tiles);
     if (found.avx2) sets[n++] = &dg_cpu_kernels_avx2;
     if (found.avxvnni) sets[n++] = &dg_cpu_kernels_avxvnni;
     if (found.avx512) sets[n++] = &dg_cpu_kernels_avx512;
+#if defined(DG_HAS_AMX)
+    if (found.amx) sets[n++] = &dg_cpu_kernels_amx;
+#endif
 #elif defined(__aarch64__)
     bool dotprod = true, i8mm = false;
 #if defined(__linux__)
     const unsigned long capabilities = getauxval(AT_HWCAP), more = getauxval(AT_HWCAP2);
-    dotprod = (capabilities & 1ul << 20) != 0;                            /* HWCAP_ASIMDDP */
+    dotprod = (capabilities & 1ul << 20) != 0; /* HWCAP_ASIMDDP */
     i8mm = dotprod && (more & 1ul << 13) != 0; /* HWCAP2_I8MM */
 #endif
     sets[n++] = &dg_cpu_kernels_neon;
@@ -70,9 +98,11 @@ static int available(const dg_cpu_kernels *sets[4]) {
 }
 
 const dg_cpu_kernels *dg_cpu_kernels_choose(void) {
-    const dg_cpu_kernels *sets[4];
-    int n = available(sets);
+    const dg_cpu_kernels *sets[MAX_SETS];
     const char *cap = getenv("DGEMMA_ISA");
+    /* amx only by name: for Q4_0 a step takes nine tenths of the time, but K-quants decode too slowly for experts with
+     * few rows (bench/results/cpu-kernels.md). */
+    const int n = available(cap != NULL && strcmp(cap, "amx") == 0, sets);
     if (cap != NULL)
         for (int i = 0; i < n; i++)
             if (strcmp(cap, sets[i]->name) == 0) return sets[i];

@@ -6,7 +6,8 @@
  * `tile_rows` rows, so that a kernel walks through strip and tile from front to back.
  *
  * Quantised types are multiplied as integers: weights as bytes with a float scale per 16 or 32 columns, activations as
- * int8 with a float scale per 32. The other types are multiplied in float32. */
+ * int8 with a float scale per 32; where the processor has a tile unit, both as bfloat16 instead. The other types are
+ * multiplied in float32. */
 #ifndef DG_CPU_KERNELS_H
 #define DG_CPU_KERNELS_H
 
@@ -14,10 +15,13 @@
 
 #define DG_BLOCK 32     /* columns that share a scale in packed activations */
 #define DG_MAX_LANES 32 /* rows of a panel, of any instruction set */
+#define DG_TILED_FEATURES 128
+#define DG_TILED_SCRATCH (160 << 10)
 
 /* How the weights of one type are multiplied:  w = scale · (code − offset) − min */
 typedef struct dg_form {
-    bool integer;   /* false: float32 throughout, and the rest is unused */
+    bool tiles;     /* bfloat16, scales included, in tiles (body_amx.h), and the rest is unused */
+    bool integer;   /* neither this nor tiles: float32 throughout, and the rest is unused */
     bool is_signed; /* codes are signed bytes; otherwise unsigned, and below 128 where offset is not 128 */
     bool has_mins;
     int32_t group; /* columns that share scale and min: 16 or 32 */
@@ -25,8 +29,8 @@ typedef struct dg_form {
 } dg_form;
 
 static inline bool dg_form_equal(dg_form a, dg_form b) {
-    return a.integer == b.integer && a.is_signed == b.is_signed && a.has_mins == b.has_mins && a.group == b.group &&
-           a.offset == b.offset;
+    return a.tiles == b.tiles && a.integer == b.integer && a.is_signed == b.is_signed && a.has_mins == b.has_mins &&
+           a.group == b.group && a.offset == b.offset;
 }
 
 /* A strip of a panel: some columns of some rows of a weight, decoded. */
@@ -34,7 +38,8 @@ typedef struct dg_panel {
     dg_form form;
     int64_t first_col, n_cols;
     uint8_t *codes;      /* (n_cols/4, lanes, 4), or as body_layout.h says */
-    float *values;       /* (n_cols, lanes): in place of codes where the form is not integer */
+    float *values;       /* (n_cols, lanes): in place of codes where the form is float32; for tiles it holds as many
+                            bfloat16, (n_cols/32, lanes, 32) */
     float *scales;       /* (n_cols/group, lanes) */
     float *mins;         /* (n_cols/group, lanes) */
     const uint8_t *next; /* the encoded weights that will be wanted after these, or NULL: they are fetched from memory
@@ -50,11 +55,12 @@ typedef struct dg_rows {
     int32_t n_tiles;
     int32_t per_tile;
     int64_t n_cols;
-    int8_t *codes; /* (n_tiles, n_cols/32, tile_rows, 32), or as body_layout.h says */
-    float *scales; /* (n_tiles, n_cols/32, tile_rows) */
-    int32_t *bias; /* (n_tiles, n_cols/group, tile_rows): −offset · Σ codes of the group */
-    float *sums;   /* (n_tiles, n_cols/group, tile_rows): scale · Σ codes of the group; with mins only */
-    float *values; /* (n_tiles, n_cols, tile_rows): in place of all these where the form is not integer */
+    int8_t *codes;   /* (n_tiles, n_cols/32, tile_rows, 32), or as body_layout.h says */
+    float *scales;   /* (n_tiles, n_cols/32, tile_rows) */
+    int32_t *bias;   /* (n_tiles, n_cols/group, tile_rows): −offset · Σ codes of the group */
+    float *sums;     /* (n_tiles, n_cols/group, tile_rows): scale · Σ codes of the group; with mins only */
+    float *values;   /* (n_tiles, n_cols, tile_rows): in place of all these where the form is float32 */
+    uint16_t *pairs; /* (n_tiles, n_cols/32, 16, tile_rows, 2) bfloat16: likewise where it is tiles */
 } dg_rows;
 
 /* Some keys and values, consecutive in memory. */
@@ -134,6 +140,12 @@ typedef struct dg_cpu_kernels {
     void (*multiply)(const dg_panel *panel, const dg_rows *rows, float *sums, float *out, int64_t out_stride,
                      int32_t n_lanes);
 
+    /* out[r · out_stride + i] = Σ_c rows[r][c] · weight[first_row + i][c] for i < n ≤ DG_TILED_FEATURES, where the form
+     * of `rows` is tiles: decoding and multiplying at the same time, in DG_TILED_SCRATCH bytes. The lines that `panel`
+     * names as next are fetched meanwhile. NULL for sets without tiles. */
+    void (*multiply_tiled)(const dg_weight *weight, int64_t matrix, int64_t first_row, int32_t n, const dg_panel *panel,
+                           const dg_rows *rows, void *scratch, float *out, int64_t out_stride);
+
     /* The rows of `panel` one after the other, columns padded with zeros to n_cols in all: lanes rows of
      * (n_cols/lanes, values_stride, lanes) floats, or, where `narrow`, lanes/2 rows of as many pairs of integers, two
      * rows of the panel side by side, and a scale for each `lanes` columns, values_stride/lanes apart. n_lanes rows of
@@ -174,7 +186,7 @@ typedef struct dg_cpu_kernels {
 } dg_cpu_kernels;
 
 /* The best set for this machine, or the one that the environment variable DGEMMA_ISA names (scalar, avx2, avxvnni,
- * avx512, neon, dotprod, i8mm); a name that this machine cannot run is ignored. */
+ * avx512, amx, neon, dotprod, i8mm); a name that this machine cannot run is ignored. amx is never the best by itself. */
 const dg_cpu_kernels *dg_cpu_kernels_choose(void);
 
 #endif

@@ -25,6 +25,10 @@ dg_rows dg_rows_in(const dg_cpu_kernels *kernels, void *memory, dg_form form, in
     int32_t per_tile = n_tiles > 0 ? (n + n_tiles - 1) / n_tiles : 1;
     dg_rows rows = {.form = form, .n = n, .n_tiles = n_tiles, .per_tile = per_tile, .n_cols = n_cols};
     int64_t places = first_tile * kernels->tile_rows, places_in_all = n_tiles_in_all * kernels->tile_rows;
+    if (form.tiles) {
+        rows.pairs = (uint16_t *)memory + places * n_cols;
+        return rows;
+    }
     if (!form.integer) {
         rows.values = (float *)memory + places * n_cols;
         return rows;
@@ -123,8 +127,30 @@ void dg_announce(dg_panel *panel, const dg_features *f, int32_t lanes) {
     panel->next_bytes = n_bytes * (panel->first_col + panel->n_cols) / n_cols - begin;
 }
 
+static void multiply_tiled_features(const dg_cpu_kernels *kernels, dg_thread *thread, const dg_features *features,
+                                    int64_t n, const dg_features *next, const dg_rows *rows, float *out,
+                                    int64_t out_stride) {
+    const int64_t at_once = n < DG_TILED_FEATURES ? n : DG_TILED_FEATURES;
+    dg_features now = *features;
+    dg_panel *panel = &thread->panel;
+    panel->first_col = 0;
+    panel->n_cols = rows->n_cols;
+    for (int64_t done = 0; done < n; done += at_once) {
+        const int64_t first = now.first, left = n - done;
+        now.first += at_once;
+        dg_announce(panel, done + at_once < n ? &now : next, (int32_t)at_once);
+        kernels->multiply_tiled(now.w, now.matrix, first, (int32_t)(left < at_once ? left : at_once), panel, rows,
+                                thread->tiles, out + done, out_stride);
+    }
+    panel->next = NULL;
+}
+
 void dg_multiply_features(const dg_cpu_kernels *kernels, dg_thread *thread, const dg_features *features, int64_t n,
                           const dg_features *next, const dg_rows *rows, float *out, int64_t out_stride) {
+    if (rows->form.tiles) {
+        multiply_tiled_features(kernels, thread, features, n, next, rows, out, out_stride);
+        return;
+    }
     const int32_t lanes = kernels->lanes;
     const int64_t n_cols = rows->n_cols, strip = dg_strip_cols(kernels, rows->form, n_cols);
     dg_features now = *features;
@@ -168,21 +194,24 @@ typedef struct product {
     const dg_weight *w;
     const dg_rows *rows;
     float *out;
+    int64_t piece; /* features */
 } product;
 
-static void multiply_panel(void *context, int64_t item, int thread) {
+static void multiply_piece(void *context, int64_t item, int thread) {
     const product *p = context;
-    const dg_cpu_kernels *kernels = p->backend->kernels;
-    const dg_features now = {p->w, 0, item * kernels->lanes};
-    const dg_features next = {p->w, 0, (item + dg_pool_size(p->backend->pool)) * kernels->lanes};
+    const dg_features now = {p->w, 0, item * p->piece};
+    const dg_features next = {p->w, 0, (item + dg_pool_size(p->backend->pool)) * p->piece};
     const int64_t left = p->w->n_rows - now.first;
-    dg_multiply_features(kernels, &p->backend->threads[thread], &now, left < kernels->lanes ? left : kernels->lanes,
+    dg_multiply_features(p->backend->kernels, &p->backend->threads[thread], &now, left < p->piece ? left : p->piece,
                          &next, p->rows, p->out + now.first, p->w->n_rows);
 }
 
 void dg_matmul(dg_backend *backend, const dg_weight *w, const dg_rows *rows, float *out) {
-    product p = {backend, w, rows, out};
-    dg_pool_run(backend->pool, (w->n_rows + backend->kernels->lanes - 1) / backend->kernels->lanes, multiply_panel, &p);
+    const int64_t lanes = backend->kernels->lanes;
+    product p = {backend, w, rows, out, rows->form.tiles ? DG_TILED_FEATURES : lanes};
+    /* some pieces for each thread, so that all finish at about the same time */
+    while (p.piece > lanes && w->n_rows < 4 * p.piece * dg_pool_size(backend->pool)) p.piece /= 2;
+    dg_pool_run(backend->pool, (w->n_rows + p.piece - 1) / p.piece, multiply_piece, &p);
 }
 
 /* ---- The gated MLP ------------------------------------------------------------------------------------------- */

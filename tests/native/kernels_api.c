@@ -42,7 +42,11 @@ static dg_status open_backend(const dg_model *model, int32_t n_threads, int32_t 
 
 const char *test_isa(void) { return dg_cpu_kernels_choose()->name; }
 
-int32_t test_form_is_integer(int32_t type) { return dg_cpu_kernels_choose()->form_of(type).integer; }
+/* What weights of this type are multiplied in: 0 float32, 1 integers, 2 bfloat16 */
+int32_t test_operands(int32_t type) {
+    const dg_form form = dg_cpu_kernels_choose()->form_of(type);
+    return form.tiles ? 2 : form.integer ? 1 : 0;
+}
 
 /* out (n, n_embd) = mlp(rms(x, norm)) */
 int test_mlp(int32_t n_embd, int32_t n_ff, int32_t gate_type, const void *gate, int32_t up_type, const void *up,

@@ -33,7 +33,7 @@ typedef struct test_head_params {
 } test_head_params;
 
 EXPORT const char *test_isa(void);
-EXPORT int32_t test_form_is_integer(int32_t type);
+EXPORT int32_t test_operands(int32_t type);
 EXPORT int test_mlp(int32_t n_embd, int32_t n_ff, int32_t gate_type, const void *gate, int32_t up_type, const void *up,
                     int32_t down_type, const void *down, const float *scales, const float *norm, const float *x,
                     int32_t n, int32_t n_threads, float *out);

@@ -1,0 +1,431 @@
+/* Packing activations for tiles, and their products. Included by body_amx.h. */
+
+#define TILE_BYTES 1024
+#define CACHE_LINE 64
+
+static dg_form tiled_form_of(int32_t type) {
+    return row_decoder_of(type) != NULL ? (dg_form){.tiles = true} : form_of(type);
+}
+
+/* ---- Packing ----------------------------------------------------------------------------------------------------- */
+
+/* Pairs of columns go to rows of a tile, 64 bytes apart, where each row of activations has its place. */
+static void pack_tiles(const dg_rows *rows, int32_t row, int64_t first_col, const float *x, int64_t n_cols) {
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+    const int64_t n_blocks = rows->n_cols / DG_BLOCK;
+    uint32_t *dst = (uint32_t *)rows->pairs +
+                    (row / rows->per_tile * n_blocks + first_col / DG_BLOCK) * (TILE_BYTES / 4) + row % rows->per_tile;
+    for (int64_t c = 0; c < n_cols; c += DG_BLOCK, dst += TILE_BYTES / 4) {
+        const __m512 low = _mm512_loadu_ps(x + c), high = _mm512_loadu_ps(x + c + 16);
+        uint32_t pairs[16];
+        _mm512_storeu_si512(pairs, (__m512i)_mm512_cvtne2ps_pbh(_mm512_permutex2var_ps(low, odd, high),
+                                                                _mm512_permutex2var_ps(low, even, high)));
+        UNROLL
+        for (int i = 0; i < 16; i++) dst[i * ACTIVATION_ROWS] = pairs[i];
+    }
+}
+
+static void tiled_pack(const dg_rows *rows, int32_t row, int64_t first_col, const float *x, int64_t n_cols) {
+    if (rows->form.tiles)
+        pack_tiles(rows, row, first_col, x, n_cols);
+    else
+        pack_floats(rows, row, first_col, x, n_cols);
+}
+
+/* ---- Products ---------------------------------------------------------------------------------------------------- */
+
+/* Tiles 0 … 3 are sums: of weights 0-15 and 16-31 with the first tile of activations, then with the second; 4 and 5 are
+ * weights, 6 and 7 activations. */
+static void begin_tiles(void) {
+    static const struct {
+        uint8_t palette, start_row, reserved[14];
+        uint16_t row_bytes[16];
+        uint8_t n_rows[16];
+    } shapes = {
+        .palette = 1, .row_bytes = {64, 64, 64, 64, 64, 64, 64, 64}, .n_rows = {16, 16, 16, 16, 16, 16, 16, 16}};
+    _tile_loadconfig(&shapes);
+}
+
+/* The compiler does not know that tile instructions read and write memory. */
+#define MEMORY_FENCE __asm__ volatile("" ::: "memory")
+
+ALWAYS_INLINE void zero_sums(void) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+}
+
+/* One of the four products of a block of columns; they come in this order, and load what they need first. */
+ALWAYS_INLINE void multiply_part(const int part, const bool two, const uint8_t *w, const uint8_t *x,
+                                 const uint8_t *x_second) {
+    switch (part) {
+    case 0:
+        _tile_loadd(4, w, BLOCK_BYTES);
+        _tile_loadd(6, x, BLOCK_BYTES);
+        _tile_dpbf16ps(0, 4, 6);
+        break;
+    case 1:
+        _tile_loadd(5, w + TILE_BYTES, BLOCK_BYTES);
+        _tile_dpbf16ps(1, 5, 6);
+        break;
+    case 2:
+        if (!two) break;
+        _tile_loadd(7, x_second, BLOCK_BYTES);
+        _tile_dpbf16ps(2, 4, 7);
+        break;
+    default:
+        if (two) _tile_dpbf16ps(3, 5, 7);
+        break;
+    }
+}
+
+typedef struct tile_sums {
+    _Alignas(64) float sums[4][16][16]; /* (as the tiles 0 … 3, weight, row of activations) */
+} tile_sums;
+
+/* The second tile's sums, too, where there are two. */
+ALWAYS_INLINE void save_sums(bool two, tile_sums *t) {
+    _tile_stored(0, t->sums[0], 64);
+    _tile_stored(1, t->sums[1], 64);
+    if (two) {
+        _tile_stored(2, t->sums[2], 64);
+        _tile_stored(3, t->sums[3], 64);
+    }
+    MEMORY_FENCE;
+}
+ALWAYS_INLINE void restore_sums(bool two, const tile_sums *t) {
+    _tile_loadd(0, t->sums[0], 64);
+    _tile_loadd(1, t->sums[1], 64);
+    if (two) {
+        _tile_loadd(2, t->sums[2], 64);
+        _tile_loadd(3, t->sums[3], 64);
+    }
+}
+
+/* Sums of one tile of activations, turned so that a row of activations has its n_lanes outputs side by side. */
+static void write_sums(const float sums[2][16][16], int32_t n_rows, int32_t n_lanes, float *out, int64_t out_stride) {
+    for (int half = 0; half * LANES < n_lanes; half++) {
+        const int left = n_lanes - half * LANES;
+        for (int32_t r = 0; r < n_rows; r += 4) {
+            vi m[4];
+            vi_load_rows((const uint8_t *)&sums[half][0][r], sizeof sums[half][0], m);
+            for (int k = 0; k < 4 && r + k < n_rows; k++) {
+                float *at = out + (r + k) * out_stride + half * LANES;
+                if (left >= LANES)
+                    vf_store(at, vf_from_bits(m[k]));
+                else
+                    vf_store_part(at, vf_from_bits(m[k]), left);
+            }
+        }
+    }
+}
+
+static int32_t rows_in_tile(const dg_rows *rows, int32_t tile) {
+    const int32_t left = rows->n - tile * rows->per_tile;
+    return left < rows->per_tile ? left : rows->per_tile;
+}
+
+/* Writes the sums of tiles `tile` and, where there is one, the next. */
+static void write_pair(const tile_sums *t, const dg_rows *rows, int32_t tile, int32_t n_lanes, float *out,
+                       int64_t out_stride) {
+    for (int i = 0; i < 2 && tile + i < rows->n_tiles; i++)
+        write_sums(&t->sums[2 * i], rows_in_tile(rows, tile + i), n_lanes,
+                   out + (int64_t)(tile + i) * rows->per_tile * out_stride, out_stride);
+}
+
+/* Fetches the next weights, a few lines with each step, so that all are there in the end. */
+typedef struct fetching {
+    const uint8_t *next, *end;
+    int64_t lines;
+} fetching;
+
+static fetching fetching_of(const dg_panel *panel, int64_t n_steps) {
+    if (panel->next == NULL) return (fetching){0};
+    return (fetching){panel->next, panel->next + panel->next_bytes,
+                      (panel->next_bytes / CACHE_LINE + n_steps - 1) / n_steps};
+}
+ALWAYS_INLINE void fetch_some(fetching *f) {
+    for (int64_t i = 0; i < f->lines && f->next < f->end; i++, f->next += CACHE_LINE) __builtin_prefetch(f->next, 0, 2);
+}
+
+/* ---- Products, and decoding meanwhile ---------------------------------------------------------------------------- */
+
+/* The tile unit works by itself, and the vector units have nothing else to do: while some columns of the weights are
+ * multiplied, the next ones are decoded, a little after each tile product. The compiler must not gather it in one
+ * place, nor may it be much at a time, or the tile unit runs dry. */
+
+/* A block of columns of up to two tiles of activations with a panel, where decoding takes longer than multiplying:
+ * `coming` blocks of four rows of weights are decoded after each product. */
+ALWAYS_INLINE void multiply_two_blocks(row_decoder decode, const bool two, const int64_t n_now, const int64_t n_coming,
+                                       const uint8_t *w, const uint8_t *x, const uint8_t *x_second,
+                                       const tile_source *s, float multiplier, int64_t coming, uint8_t *decoded) {
+    const uint8_t *row = s->rows;
+    int32_t r = 0;
+    UNROLL
+    for (int i = 0; i < 2; i++) {
+        UNROLL
+        for (int part = 0; part < 4; part++) {
+            if (i < n_now) multiply_part(part, two, w + i * TILES_BYTES, x + i * TILE_BYTES, x_second + i * TILE_BYTES);
+            if (n_coming == 0) continue;
+            UNROLL
+            for (int k = 0; k < 4; k++, decoded += BLOCK_BYTES) {
+                decode(row, coming, n_coming, multiplier, decoded);
+                row += ++r < s->n_rows ? s->row_bytes : 0; /* those that there are not repeat the last */
+            }
+        }
+    }
+}
+
+ALWAYS_INLINE void multiply_few(row_decoder decode, const bool two, const tile_source *s, const dg_rows *rows,
+                                uint8_t *scratch, fetching *fetch, tile_sums *sums) {
+    const int64_t n_blocks = s->n_blocks;
+    const float multiplier = s->multiplier;
+    const uint8_t *x = (const uint8_t *)rows->pairs, *x_second = x + n_blocks * TILE_BYTES;
+    uint8_t *decoded = scratch, *coming = scratch + 2 * TILES_BYTES;
+    for (int32_t r = 0; r < s->n_rows; r++)
+        decode(s->rows + r * s->row_bytes, 0, n_blocks < 2 ? n_blocks : 2, multiplier, decoded + r * BLOCK_BYTES);
+    zero_sums();
+    int64_t b = 0;
+    for (; b + 4 <= n_blocks; b += 2) {
+        MEMORY_FENCE;
+        multiply_two_blocks(decode, two, 2, 2, decoded, x + b * TILE_BYTES, x_second + b * TILE_BYTES, s, multiplier,
+                            b + 2, coming);
+        fetch_some(fetch);
+        uint8_t *swapped = decoded;
+        decoded = coming;
+        coming = swapped;
+    }
+    if (n_blocks - b == 3) {
+        MEMORY_FENCE;
+        multiply_two_blocks(decode, two, 2, 1, decoded, x + b * TILE_BYTES, x_second + b * TILE_BYTES, s, multiplier,
+                            b + 2, coming);
+        decoded = coming;
+        b += 2;
+    }
+    MEMORY_FENCE;
+    multiply_two_blocks(decode, two, n_blocks - b, 0, decoded, x + b * TILE_BYTES, x_second + b * TILE_BYTES, s,
+                        multiplier, 0, NULL);
+    save_sums(two, sums);
+}
+
+/* With more activations the work is cut into pieces: a panel by a chunk of its columns, few enough that the decoded
+ * piece stays in the nearest cache while all activations pass by. Sums that have to make room for others wait in
+ * memory. */
+
+#define MAX_PANELS                                                                                                     \
+    (DG_TILED_FEATURES / PANEL_LANES) /* for which activations are fetched into the second cache once                  \
+                                       */
+#define MAX_PAIRS 8                   /* of tiles of activations whose sums wait */
+#define CHUNK 8
+_Static_assert(DG_TILED_SCRATCH == MAX_PANELS * MAX_PAIRS * sizeof(tile_sums) + 2 * CHUNK * TILES_BYTES, "scratch");
+
+/* One piece, which is decoded row by row. */
+typedef struct decoding {
+    const uint8_t *row;
+    uint8_t *tiles;
+    int64_t first, n_blocks, n_rows_left;
+} decoding;
+
+/* Piece i in the order of columns, then features. */
+static decoding piece_of(const tile_source *s, int64_t piece, int64_t n_panels, uint8_t *tiles) {
+    const int64_t first = piece / n_panels * CHUNK, row = piece % n_panels * PANEL_LANES;
+    const int64_t blocks_left = s->n_blocks - first, rows_left = s->n_rows - row;
+    return (decoding){.row = s->rows + row * s->row_bytes,
+                      .tiles = tiles,
+                      .first = first,
+                      .n_blocks = blocks_left < CHUNK ? blocks_left : CHUNK,
+                      .n_rows_left = rows_left < PANEL_LANES ? rows_left : PANEL_LANES};
+}
+
+ALWAYS_INLINE void decode_a_row(row_decoder decode, int64_t row_bytes, float multiplier, decoding *d) {
+    if (d->n_blocks == CHUNK)
+        decode(d->row, d->first, CHUNK, multiplier, d->tiles);
+    else
+        decode(d->row, d->first, d->n_blocks, multiplier, d->tiles);
+    d->row += row_bytes;
+    d->tiles += BLOCK_BYTES;
+    d->n_rows_left--;
+}
+
+/* Activations from first_tile on, n_pairs pairs of tiles, with all rows of the source. */
+ALWAYS_INLINE void multiply_many(row_decoder decode, const tile_source *s, const dg_rows *rows, int32_t first_tile,
+                                 int64_t n_pairs, uint8_t *scratch, fetching *fetch, float *out, int64_t out_stride) {
+    const float multiplier = s->multiplier;
+    const int64_t row_bytes = s->row_bytes, n_panels = (s->n_rows + PANEL_LANES - 1) / PANEL_LANES;
+    const int64_t n_pieces = (s->n_blocks + CHUNK - 1) / CHUNK * n_panels;
+    const int64_t x_stride = s->n_blocks * TILE_BYTES; /* from tile to tile of activations */
+    tile_sums *waiting = (tile_sums *)scratch;
+    uint8_t *tiles[2];
+    tiles[0] = scratch + MAX_PANELS * MAX_PAIRS * sizeof(tile_sums);
+    tiles[1] = tiles[0] + CHUNK * TILES_BYTES;
+
+    decoding next = piece_of(s, 0, n_panels, tiles[0]);
+    while (next.n_rows_left > 0) decode_a_row(decode, row_bytes, multiplier, &next);
+    for (int64_t piece = 0; piece < n_pieces; piece++) {
+        const int64_t panel = piece % n_panels, first = next.first, n_blocks = next.n_blocks;
+        const bool last = first + n_blocks == s->n_blocks;
+        next = (decoding){0};
+        if (piece + 1 < n_pieces) next = piece_of(s, piece + 1, n_panels, tiles[(piece + 1) % 2]);
+        const int64_t steps_a_row = n_pairs * n_blocks / PANEL_LANES;
+        int64_t wait = 0;
+        for (int64_t pair = 0; pair < n_pairs; pair++) {
+            tile_sums *sums = &waiting[panel * n_pairs + pair];
+            const int32_t tile = first_tile + 2 * (int32_t)pair;
+            const bool two = tile + 1 < rows->n_tiles;
+            const uint8_t *w = tiles[piece % 2];
+            const uint8_t *x = (const uint8_t *)rows->pairs + tile * x_stride + first * TILE_BYTES;
+            MEMORY_FENCE;
+            if (first == 0)
+                zero_sums();
+            else
+                restore_sums(two, sums);
+            for (int64_t b = 0; b < n_blocks; b++, w += TILES_BYTES, x += TILE_BYTES) {
+                UNROLL
+                for (int part = 0; part < 4; part++) multiply_part(part, two, w, x, x + x_stride);
+                if (--wait <= 0 && next.n_rows_left > 0) {
+                    decode_a_row(decode, row_bytes, multiplier, &next);
+                    wait = steps_a_row;
+                }
+                fetch_some(fetch);
+            }
+            save_sums(two, sums);
+            if (last) {
+                const int64_t left = s->n_rows - panel * PANEL_LANES;
+                write_pair(sums, rows, tile, left < PANEL_LANES ? (int32_t)left : PANEL_LANES,
+                           out + panel * PANEL_LANES, out_stride);
+            }
+        }
+        while (next.n_rows_left > 0) decode_a_row(decode, row_bytes, multiplier, &next);
+    }
+}
+
+static void multiply_tiles(const dg_weight *weight, int64_t matrix, int64_t first_row, int32_t n, const dg_panel *panel,
+                           const dg_rows *rows, void *memory, float *out, int64_t out_stride) {
+    const bool few = rows->n_tiles <= 2, q4_0 = weight->type == DG_TYPE_Q4_0;
+    const int32_t at_once = few ? PANEL_LANES : n, n_panels = (n + PANEL_LANES - 1) / PANEL_LANES;
+    const int64_t n_blocks = weight->n_cols / DG_BLOCK;
+    uint8_t *scratch = memory;
+    fetching fetch =
+        fetching_of(panel, few ? (n_blocks / 2 + 1) * n_panels : n_blocks * n_panels * ((rows->n_tiles + 1) / 2));
+    begin_tiles();
+    for (int32_t done = 0; done < n; done += at_once) {
+        const tile_source s = tile_source_of(weight, matrix, first_row + done, n - done < at_once ? n - done : at_once);
+        if (few) {
+            tile_sums sums;
+            if (q4_0 && rows->n_tiles == 2)
+                multiply_few(q4_0_row, true, &s, rows, scratch, &fetch, &sums);
+            else if (q4_0)
+                multiply_few(q4_0_row, false, &s, rows, scratch, &fetch, &sums);
+            else
+                multiply_few(s.decode, rows->n_tiles == 2, &s, rows, scratch, &fetch, &sums);
+            write_pair(&sums, rows, 0, (int32_t)s.n_rows, out + done, out_stride);
+            continue;
+        }
+        for (int32_t tile = 0; tile < rows->n_tiles; tile += 2 * MAX_PAIRS) {
+            const int32_t left = (rows->n_tiles - tile + 1) / 2, n_pairs = left < MAX_PAIRS ? left : MAX_PAIRS;
+            if (q4_0)
+                multiply_many(q4_0_row, &s, rows, tile, n_pairs, scratch, &fetch, out + done, out_stride);
+            else
+                multiply_many(s.decode, &s, rows, tile, n_pairs, scratch, &fetch, out + done, out_stride);
+        }
+    }
+    _tile_release();
+}
+
+/* ---- Strips that are decoded beforehand, for the head -------------------------------------------------------------
+ */
+
+static void tiled_decode(const dg_weight *weight, int64_t matrix, int64_t first_row, int32_t n_rows, dg_panel *panel) {
+    if (!panel->form.tiles) {
+        decode(weight, matrix, first_row, n_rows, panel);
+        return;
+    }
+    const tile_source s = tile_source_of(weight, matrix, first_row, n_rows);
+    for (int64_t r = 0; r < n_rows; r++)
+        s.decode(s.rows + r * s.row_bytes, panel->first_col / DG_BLOCK, panel->n_cols / DG_BLOCK, s.multiplier,
+                 (uint8_t *)panel->values + r * BLOCK_BYTES);
+}
+
+static void tiled_multiply(const dg_panel *panel, const dg_rows *rows, float *sums, float *out, int64_t out_stride,
+                           int32_t n_lanes) {
+    if (!rows->form.tiles) {
+        multiply_floats(panel, rows, sums, out, out_stride, n_lanes);
+        return;
+    }
+    const int64_t n_blocks = panel->n_cols / DG_BLOCK, x_stride = rows->n_cols / DG_BLOCK * TILE_BYTES;
+    const bool last = panel->first_col + panel->n_cols == rows->n_cols;
+    fetching fetch = fetching_of(panel, n_blocks * ((rows->n_tiles + 1) / 2));
+    begin_tiles();
+    for (int32_t tile = 0; tile < rows->n_tiles; tile += 2, sums += sizeof(tile_sums) / sizeof *sums) {
+        const bool two = tile + 1 < rows->n_tiles;
+        const uint8_t *w = (const uint8_t *)panel->values;
+        const uint8_t *x = (const uint8_t *)rows->pairs + tile * x_stride + panel->first_col / DG_BLOCK * TILE_BYTES;
+        MEMORY_FENCE;
+        if (panel->first_col == 0)
+            zero_sums();
+        else
+            restore_sums(two, (const tile_sums *)sums);
+        for (int64_t b = 0; b < n_blocks; b++, w += TILES_BYTES, x += TILE_BYTES) {
+            UNROLL
+            for (int part = 0; part < 4; part++) multiply_part(part, two, w, x, x + x_stride);
+            fetch_some(&fetch);
+        }
+        save_sums(two, (tile_sums *)sums);
+        if (last) write_pair((const tile_sums *)sums, rows, tile, n_lanes, out, out_stride);
+    }
+    _tile_release();
+}
+
+/* ---- Others ------------------------------------------------------------------------------------------------------ */
+
+/* Where words of columns 0 … 15 stand in two rows of a tile, the second 32 further; those of columns 16 … 31 stand 8
+ * beyond them. */
+static const uint16_t ascending_pairs[32] = {0, 32, 16, 48, 1, 33, 17, 49, 2, 34, 18, 50, 3, 35, 19, 51,
+                                             4, 36, 20, 52, 5, 37, 21, 53, 6, 38, 22, 54, 7, 39, 23, 55};
+
+/* Largest magnitude in the first n_lanes rows of a block; bfloat16 without their signs are in the order of integers. */
+static float largest_of_tile(const uint8_t *rows, int32_t n_lanes) {
+    __m512i most = _mm512_setzero_si512();
+    for (int32_t i = 0; i < n_lanes; i++) {
+        const __m512i row = _mm512_loadu_si512(rows + i * BLOCK_BYTES);
+        most = _mm512_max_epu16(most, _mm512_and_si512(row, _mm512_set1_epi16(0x7fff)));
+    }
+    const __m512i low = _mm512_and_si512(most, _mm512_set1_epi32(0xffff)), high = _mm512_srli_epi32(most, 16);
+    const uint32_t bits = (uint32_t)_mm512_reduce_max_epu32(_mm512_max_epu32(low, high)) << 16;
+    return bits == 0 ? 0x1p-100f : _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128((int32_t)bits)));
+}
+
+/* 32 bfloat16 times `factor` as 16-bit integers, in their places. */
+ALWAYS_INLINE __m512i scaled_halves(const uint8_t *row, __m512 factor) {
+    const __m512i pairs = _mm512_loadu_si512(row), upper = _mm512_set1_epi32((int32_t)0xffff0000);
+    const __m512i low = vi_from_float(_mm512_mul_ps(_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)), factor));
+    const __m512i high = vi_from_float(_mm512_mul_ps(_mm512_castsi512_ps(_mm512_and_si512(pairs, upper)), factor));
+    return _mm512_mask_blend_epi16(0xaaaaaaaa, low, _mm512_slli_epi32(high, 16));
+}
+
+static void tiled_spread(const dg_panel *panel, int32_t n_lanes, bool narrow, int64_t n_cols, int32_t values_stride,
+                         void *values, float *value_scales) {
+    if (!panel->form.tiles) {
+        spread(panel, n_lanes, narrow, n_cols, values_stride, values, value_scales);
+        return;
+    }
+    _Static_assert(PANEL_LANES == DG_BLOCK, "a block of a tile has the columns that share a scale");
+    const __m512i first_half = _mm512_loadu_si512(ascending_pairs);
+    const __m512i second_half = _mm512_add_epi16(first_half, _mm512_set1_epi16(8));
+    const uint8_t *rows = (const uint8_t *)panel->values;
+    for (int64_t c = 0; c < panel->n_cols; c += DG_BLOCK, rows += TILES_BYTES) {
+        uint32_t *out = (uint32_t *)values + (panel->first_col + c) * values_stride;
+        const float largest = largest_of_tile(rows, n_lanes);
+        const __m512 factor = _mm512_set1_ps(MOST_VALUE / largest);
+        value_scales[(panel->first_col + c) / PANEL_LANES * (values_stride / PANEL_LANES)] =
+            largest * (1.0f / MOST_VALUE);
+        for (int64_t pair = 0; pair < PANEL_LANES / 2; pair++, out += DG_BLOCK) {
+            const __m512i a = scaled_halves(rows + 2 * pair * BLOCK_BYTES, factor);
+            const __m512i b = scaled_halves(rows + (2 * pair + 1) * BLOCK_BYTES, factor);
+            _mm512_storeu_si512(out, _mm512_permutex2var_epi16(a, first_half, b));
+            _mm512_storeu_si512(out + 16, _mm512_permutex2var_epi16(a, second_half, b));
+        }
+    }
+}

@@ -1,0 +1,7 @@
+#if defined(__x86_64__) && defined(__AMX_BF16__)
+#include "cpu/simd_avx512.h"
+#define HAS_TILES 1
+#define DG_KERNELS dg_cpu_kernels_amx
+#define DG_KERNELS_NAME "amx"
+#include "cpu/body.h"
+#endif
