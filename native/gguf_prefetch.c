@@ -1,8 +1,8 @@
 /* Reads the mapped shards from front to back on a thread of its own; the first call that needs them waits for it.
  *
  * A file that is in the page cache is mapped in bulk this way (14 GB in 0.2 s), where every touch would be a fault of
- * its own. One that is not comes from the disk in order. Kernels that fault it in, or that run beside this thread, make
- * the disk seek: of 14.4 GB, a first step was done 30 s and 26 s after opening, and 18 s when it waited.
+ * its own. One that is not comes from the disk in order, rather than in the order in which kernels touch pages
+ * (bench/results/loading.md has what was measured, which is not conclusive).
  * MADV_WILLNEED for a whole file does nothing of the kind: Linux reads one read-ahead window and stops. */
 #define _DEFAULT_SOURCE /* madvise */
 #include <errno.h>
