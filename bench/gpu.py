@@ -117,9 +117,9 @@ class Run:
         return self.folder / "steps"
 
     @property
-    def library(self) -> Path:
+    def backend_file(self) -> Path:
         """libdgemma_cuda.so."""
-        given: Path | None = self.args.library
+        given: Path | None = self.args.cuda_file
         return given.resolve() if given else self.folder / "cmake/native/cuda/libdgemma_cuda.so"
 
     @property
@@ -129,7 +129,7 @@ class Run:
 
     def run_steps(self, *arguments: str | Path, timeout: float = 1e9, **env: str) -> dict[str, Any]:
         """What bench/cuda/steps.c prints."""
-        env = {"DGEMMA_CUDA_LIBRARY": str(self.library), **env}
+        env = {"DGEMMA_CUDA_LIBRARY": str(self.backend_file), **env}
         found: dict[str, Any] = json.loads(
             self.command([self.steps, *arguments], timeout, **env).stdout
         )
@@ -177,7 +177,7 @@ def device_name() -> str:
 def build(run: Run) -> None:
     """The engine, both libraries, and the two programs."""
     made = run.folder / "cmake"
-    cuda = run.args.library is None
+    cuda = run.args.cuda_file is None
     options = ["-DDGEMMA_PYTHON=OFF", f"-DDGEMMA_CUDA={'ON' if cuda else 'OFF'}"]
     if shutil.which("ninja"):
         options += ["-G", "Ninja"]
@@ -284,7 +284,7 @@ def profile(run: Run) -> list[dict[str, Any]]:
     run.wait_for_model()
     out = run.folder / "launches.txt"
     out.unlink(missing_ok=True)
-    library = run.library.with_name("libdgemma_cuda_timing.so")
+    library = run.backend_file.with_name("libdgemma_cuda_timing.so")
     arguments = ("profile", run.model, "cuda", str(run.args.n_past), str(run.args.steps))
     env = {"DGEMMA_CUDA_LIBRARY": str(library), "DGEMMA_CUDA_TIMING_FILE": str(out)}
     run.run_steps(*arguments, **env)
@@ -330,7 +330,7 @@ def sanitize(tool: str) -> Callable[[Run], None]:
             out = run.folder / "sanitized.f32"
             checked = [sanitizer, "--tool", tool, "--error-exitcode", "9"]
             run.command([*checked, run.steps, "answer", path, "cuda", out, "2"], timeout=100,
-                        DGEMMA_CUDA_LIBRARY=str(run.library))  # fmt: skip
+                        DGEMMA_CUDA_LIBRARY=str(run.backend_file))  # fmt: skip
 
     return work
 
@@ -341,7 +341,9 @@ def pytest_stage(run: Run) -> str | None:
     if subprocess.run([sys.executable, "-c", needed], capture_output=True, check=False).returncode:
         return "left out: the package and its test extra are not installed"
     tests = REPOSITORY / "tests" / "test_cuda.py"
-    run.command([sys.executable, "-m", "pytest", "-q", tests], DGEMMA_TEST_CUDA=str(run.library))
+    run.command(
+        [sys.executable, "-m", "pytest", "-q", tests], DGEMMA_TEST_CUDA=str(run.backend_file)
+    )
     return None
 
 
@@ -431,7 +433,13 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20, help="to measure")
     parser.add_argument("--stages", type=_names(STAGES), default=list(STAGES))
     parser.add_argument("--budget", type=float, default=570, help="seconds for everything")
-    parser.add_argument("--library", type=Path, help="use this libdgemma_cuda.so; build none")
+    parser.add_argument(
+        "--library",
+        dest="cuda_file",
+        metavar="F",
+        type=Path,
+        help="use this libdgemma_cuda.so; build none",
+    )
     parser.add_argument("--device", help="name in the report; default: nvidia-smi's")
     parser.add_argument("--results", type=Path, default=REPOSITORY / "bench" / "results")
     args = parser.parse_args(words)

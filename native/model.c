@@ -9,8 +9,8 @@
 #include "cuda_loader.h"
 #include "error.h"
 #include "gguf.h"
-#include "guard.h"
 #include "gpu_plan.h"
+#include "guard.h"
 
 const char *dg_version(void) { return DGEMMA_VERSION; }
 
@@ -22,7 +22,8 @@ dg_model_params dg_model_params_default(void) {
 static dg_status use_cpu(dg_model *model, const char *note) {
     model->backend = &dg_cpu_backend;
     snprintf(model->backend_name, sizeof model->backend_name, "%s", dg_cpu_backend_name());
-    snprintf(model->backend_note, sizeof model->backend_note, "%s", note);
+    /* cut where it is too long */
+    snprintf(model->backend_note, sizeof model->backend_note, "%.*s", (int)sizeof model->backend_note - 1, note);
     return DG_OK;
 }
 

@@ -43,10 +43,10 @@ int main(void) {
     dg_layer layers[2];
     const dg_model model = bench_model(layers);
     const int32_t n = model.canvas_length;
-    const double peak_f32 = bench_peak(kernels->peak_f32), peak_bf16 = bench_peak(kernels->peak_bf16);
+    const double peak_f32 = bench_peak(kernels->peak_f32);
     layers[0].attn_v.data = "";
-    printf("%s, one thread: f32 %.0f GFLOP/s, bf16 %.0f GFLOP/s\n", kernels->name, 1e-9 * peak_f32, 1e-9 * peak_bf16);
-    printf("%-8s %-6s %8s %10s %10s %8s %8s\n", "layer", "cache", "n_past", "ms", "GFLOP/s", "of f32", "of bf16");
+    printf("%s, one thread: f32 %.0f GFLOP/s\n", kernels->name, 1e-9 * peak_f32);
+    printf("%-8s %-6s %8s %10s %10s %8s\n", "layer", "cache", "n_past", "ms", "GFLOP/s", "of f32");
     for (int kind = 0; kind < 2; kind++)
         for (size_t i = 0; i < sizeof types / sizeof *types; i++)
             for (int k = 0; k < 3; k++) {
@@ -60,9 +60,9 @@ int main(void) {
                 const double seconds = bench_best(3, run, &j);
                 const double done = 4.0 * (double)n_out * (j.n_past + n);
                 dg_cpu_backend.free(j.backend);
-                printf("%-8s %-6s %8d %10.1f %10.1f %7.1f%% %7.1f%%\n", kind == 0 ? "sliding" : "full",
+                printf("%-8s %-6s %8d %10.1f %10.1f %7.1f%%\n", kind == 0 ? "sliding" : "full",
                        dg_type_traits_of(types[i])->name, j.n_past, 1e3 * seconds, 1e-9 * done / seconds,
-                       100 * done / seconds / peak_f32, 100 * done / seconds / peak_bf16);
+                       100 * done / seconds / peak_f32);
                 fflush(stdout);
 
                 setenv("DGEMMA_ISA", "scalar", 1);
