@@ -369,7 +369,8 @@ def test_interrupt_while_threads_read_and_write(
         nonlocal n_reads
         n_reads += 1
         if n_reads == 20:
-            os.kill(os.getpid(), signal.SIGINT)  # arrives in the main thread
+            os.kill(os.getpid(), signal.SIGINT)  # arrives in the main thread,
+            time.sleep(1)  # when that is given time on a busy machine
         return read(self)
 
     monkeypatch.setattr(encode.Slice, "read", interrupting)
