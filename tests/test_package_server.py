@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import openai
 import pytest
 
@@ -182,6 +183,22 @@ def test_tokens_and_templates(http: httpx.Client) -> None:
     props = http.get("/props").json()
     assert props["n_ctx"] == 512
     assert props["sampling"]["max_denoising_steps"] >= 1
+
+
+def test_options_of_the_command_hold_where_a_request_is_silent(tiny_gguf: Path) -> None:
+    options = ("--seed", 7, "--max-denoising-steps", 3, "--confidence-threshold", 1e-30)
+    with (
+        running(tiny_gguf, *options) as (address, _),
+        httpx.Client(base_url=address, timeout=120, trust_env=False) as http,
+    ):
+        assert http.get("/props").json()["sampling"]["max_denoising_steps"] == 3
+        texts, steps = [], [0]
+        for changes in ({}, {"seed": 7}, {"max_denoising_steps": 2}):
+            body = {"prompt": "Once there was a", "max_tokens": 8, **changes}
+            texts.append(http.post("/v1/completions", json=body).json()["choices"][0]["text"])
+            steps.append(counted(http, "denoising_steps"))
+        assert texts[0] == texts[1]
+        assert np.diff(steps).tolist() == [3, 3, 2]
 
 
 def test_metrics_count(http: httpx.Client) -> None:

@@ -92,6 +92,7 @@ class DiffusionGemma:
             if progress is not None:
                 progress(1.0)  # takes the bar away
         self.info: ModelInfo = self._model.info
+        self.sampling = self.info.sampling  # of answers that do not say otherwise
         self._params["n_ctx"] = min(n_ctx, self.info.context_length) if n_ctx > 0 else n_ctx
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._lazy = threading.Lock()
@@ -212,7 +213,7 @@ class DiffusionGemma:
         **options: Any,
     ) -> Answer:
         """An answer that is made while it is iterated over, with its figures; see `generate`."""
-        made = make_options(self.info.sampling, seed=self.seed if seed is None else seed, **options)
+        made = make_options(self.sampling, seed=self.seed if seed is None else seed, **options)
         ids = self.encode_prompt(prompt) if isinstance(prompt, str) else prompt
         return Answer(session or self._session, self.info, self.tokenizer, ids, made)
 

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from .shared import Subparsers, add_model_options, load_model
+from ..options import make_options
+from .shared import (
+    Subparsers,
+    add_model_options,
+    add_sampling_options,
+    load_model,
+    sampling_options,
+)
 
 
 def add_parser(commands: Subparsers) -> None:
@@ -18,6 +25,7 @@ def add_parser(commands: Subparsers) -> None:
     )
     parser.add_argument("--alias", metavar="NAME", help="the model's name in the API")
     add_model_options(parser)
+    add_sampling_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -30,6 +38,10 @@ def run(args: argparse.Namespace) -> int:
             f"serving needs the extra `server`: pip install 'dgemma[server]' ({problem})"
         ) from None
     with load_model(args) as llm:
+        # What a request leaves open.
+        options = sampling_options(args)
+        llm.seed = options.get("seed")
+        llm.sampling = make_options(llm.sampling, **options).sampling
         return serve(
             llm,
             host=args.host,

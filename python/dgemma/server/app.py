@@ -101,7 +101,7 @@ def create_app(
             "version": version(),
             "model": alias,
             "n_ctx": llm.n_ctx(),
-            "sampling": vars(llm.info.sampling),
+            "sampling": vars(llm.sampling),
             "info": info,
         }
 
