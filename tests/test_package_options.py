@@ -124,9 +124,14 @@ def cut(tokens: list[int], borders: list[int], **options: Any) -> tuple[str, lis
 
 
 def expected_text(tokens: list[int], stops: tuple[str, ...]) -> str:
-    text = TOKENIZER.decode(itertools.takewhile(lambda token: token != END, tokens))
-    places = [text.find(stop) for stop in stops if stop in text]
-    return text[: min(places)] if places else text
+    """Up to the first stop string that is whole: what would come behind it is never made."""
+    tokens = list(itertools.takewhile(lambda token: token != END, tokens))
+    for n in range(1, len(tokens) + 1):
+        text = TOKENIZER.decode(tokens[:n])
+        places = [text.find(stop) for stop in stops if stop in text]
+        if places:
+            return text[: min(places)]
+    return TOKENIZER.decode(tokens)
 
 
 @given(
