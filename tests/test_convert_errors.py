@@ -375,8 +375,12 @@ def test_interrupt_while_threads_read_and_write(
 
     monkeypatch.setattr(encode.Slice, "read", interrupting)
     before = set(threading.enumerate())
-    with pytest.raises(KeyboardInterrupt):
-        convert(source, out / "model.gguf", "f32", progress=False)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            convert(source, out / "model.gguf", "f32", progress=False)
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert list(out.iterdir()) == []
     # The progress bar has a thread of its own, which stays.
     left = set(threading.enumerate()) - before
