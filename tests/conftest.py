@@ -8,13 +8,16 @@ import os
 import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Before NumPy and torch load: on these sizes their thread pools cost more than they bring.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import pytest
+
+if TYPE_CHECKING:
+    import httpx
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -79,6 +82,27 @@ def tiny_gguf(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tiny") / "tiny-Q8_0.gguf"
     convert(tiny, path, "q8_0", progress=False)
     return path
+
+
+@pytest.fixture(scope="module")
+def server(tiny_gguf: Path) -> Iterator[str]:
+    """Address of a server with a key and a queue of two, for one file of tests."""
+    from serving import KEY, running
+
+    with running(tiny_gguf, "--api-key", KEY, "--max-queue", 2) as (address, _):
+        yield address
+
+
+@pytest.fixture
+def http(server: str) -> Iterator[httpx.Client]:
+    """A client of it that has the key."""
+    import httpx
+
+    from serving import KEY
+
+    headers = {"Authorization": f"Bearer {KEY}"}
+    with httpx.Client(base_url=server, headers=headers, timeout=120, trust_env=False) as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +13,6 @@ import openai
 import pytest
 
 from serving import KEY, QUESTION, ask, counted, running
-
-
-@pytest.fixture(scope="module")
-def server(tiny_gguf: Path) -> Iterator[str]:
-    with running(tiny_gguf, "--api-key", KEY, "--max-queue", 2) as (address, _):
-        yield address
-
-
-@pytest.fixture
-def http(server: str) -> Iterator[httpx.Client]:
-    headers = {"Authorization": f"Bearer {KEY}"}
-    with httpx.Client(base_url=server, headers=headers, timeout=120, trust_env=False) as client:
-        yield client
 
 
 @pytest.fixture

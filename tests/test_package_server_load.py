@@ -17,20 +17,6 @@ import pytest
 
 from serving import KEY, QUESTION, SLOW, ask, counted, running, wait_until_idle
 
-
-@pytest.fixture(scope="module")
-def server(tiny_gguf: Path) -> Iterator[str]:
-    with running(tiny_gguf, "--api-key", KEY, "--max-queue", 2) as (address, _):
-        yield address
-
-
-@pytest.fixture
-def http(server: str) -> Iterator[httpx.Client]:
-    headers = {"Authorization": f"Bearer {KEY}"}
-    with httpx.Client(base_url=server, headers=headers, timeout=120, trust_env=False) as client:
-        yield client
-
-
 # ---- Load, and clients that go away --------------------------------------------------------------
 
 

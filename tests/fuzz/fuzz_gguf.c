@@ -3,23 +3,12 @@
 #define _GNU_SOURCE /* memmem */
 #include "gguf.h"
 
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "target.h"
+
 #define MARKER "--NEXT-SHARD--"
-
-int LLVMFuzzerTestOneInput(const uint8_t *input, size_t n_bytes);
-
-/* What the engine relies on after opening; a broken promise ends the run. */
-#define PROMISE(condition)                                                                                             \
-    do {                                                                                                               \
-        if (!(condition)) {                                                                                            \
-            fprintf(stderr, "broken promise: %s (%s:%d)\n", #condition, __FILE__, __LINE__);                           \
-            abort();                                                                                                   \
-        }                                                                                                              \
-    } while (0)
 
 static volatile uint8_t sink;
 

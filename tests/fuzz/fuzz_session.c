@@ -1,23 +1,11 @@
 /* Loads the input as a session file of the model that DGEMMA_FUZZ_MODEL names: as it is, and once more with the model's
  * fingerprint and the right checksum, which no mutation would hit. Where it is accepted, denoises one step behind it. */
 #define _GNU_SOURCE
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "dgemma.h"
-
-int LLVMFuzzerTestOneInput(const uint8_t *input, size_t n_bytes);
-
-/* What a caller relies on; a broken promise ends the run. */
-#define PROMISE(condition)                                                                                             \
-    do {                                                                                                               \
-        if (!(condition)) {                                                                                            \
-            fprintf(stderr, "broken promise: %s (%s:%d)\n", #condition, __FILE__, __LINE__);                           \
-            abort();                                                                                                   \
-        }                                                                                                              \
-    } while (0)
+#include "target.h"
 
 /* Places in the file: native/session_file.c draws it. */
 enum { FINGERPRINT = 32, CHECKSUM = 40, HEADER = 48, N_CTX = 128 };

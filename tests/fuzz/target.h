@@ -1,0 +1,21 @@
+/* What every fuzz target has. */
+#ifndef DG_FUZZ_TARGET_H
+#define DG_FUZZ_TARGET_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+int LLVMFuzzerTestOneInput(const uint8_t *input, size_t n_bytes);
+
+/* What a caller relies on; a broken promise ends the run. */
+#define PROMISE(condition)                                                                                             \
+    do {                                                                                                               \
+        if (!(condition)) {                                                                                            \
+            fprintf(stderr, "broken promise: %s (%s:%d)\n", #condition, __FILE__, __LINE__);                           \
+            abort();                                                                                                   \
+        }                                                                                                              \
+    } while (0)
+
+#endif
