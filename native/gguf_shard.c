@@ -1,6 +1,7 @@
 /* Opening one file, making its tensors available, and finding names in it. */
 #include "gguf_shard.h"
 #include "error.h"
+#include "pages.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -81,6 +82,7 @@ dg_status dg_shard_map(dg_shard *shard, dg_error *error) {
     if (mapping == MAP_FAILED)
         return dg_fail(error, DG_ERROR_OUT_OF_MEMORY, "%s: cannot be mapped: %s; try without mmap", shard->path,
                        strerror(errno));
+    dg_pages_advise(mapping, shard->n_bytes);
     shard->mapping = mapping;
     shard->data = (const uint8_t *)mapping + shard->data_offset;
     return dg_shard_check(shard, error);
@@ -90,12 +92,10 @@ dg_status dg_shard_read(dg_shard *shard, uint64_t *done, uint64_t total, dg_prog
                         dg_error *error) {
     if (shard->n_tensors == 0) return DG_OK;
     uint64_t n_bytes = shard->n_bytes - shard->data_offset;
-    /* Aligned like a mapping: kernels may rely on cache lines. */
-    if (n_bytes > SIZE_MAX || posix_memalign(&shard->memory, 4096, (size_t)n_bytes) != 0) {
-        shard->memory = NULL;
+    shard->memory = dg_pages_allocate(n_bytes);
+    if (shard->memory == NULL)
         return dg_fail(error, DG_ERROR_OUT_OF_MEMORY, "%s: no memory for its %" PRIu64 " bytes of tensors: use mmap",
                        shard->path, n_bytes);
-    }
     for (uint64_t at = 0; at < n_bytes;) {
         uint64_t n = n_bytes - at < READ_BYTES ? n_bytes - at : READ_BYTES;
         DG_TRY(dg_shard_pread(shard, (uint8_t *)shard->memory + at, n, shard->data_offset + at, error));

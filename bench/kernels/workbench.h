@@ -14,6 +14,7 @@
 
 #include "backend.h"
 #include "cpu/kernels.h"
+#include "pages.h"
 #include "quant/float.h"
 #include "quant/quant.h"
 
@@ -48,7 +49,7 @@ static inline double bench_peak(double (*peak)(int64_t n_rounds, float *sink)) {
 }
 
 static inline void *bench_memory(uint64_t n_bytes) {
-    void *memory = aligned_alloc(64, (n_bytes + 63) / 64 * 64);
+    void *memory = dg_pages_allocate(n_bytes);
     if (memory == NULL) {
         fprintf(stderr, "no memory for %.0f MiB\n", (double)n_bytes / (1 << 20));
         exit(1);

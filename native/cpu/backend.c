@@ -7,6 +7,7 @@
 #include "cpu/cpu.h"
 #include "error.h"
 #include "machine.h"
+#include "pages.h"
 
 #define ALIGNMENT 64
 
@@ -150,7 +151,7 @@ static dg_status create(const dg_backend_params *params, dg_backend **out, dg_er
     const int32_t n_threads = threads_of(params);
     const uint64_t n_bytes = scratch_bytes(params);
     b->threads = calloc((size_t)n_threads, sizeof *b->threads);
-    b->memory = aligned_alloc(ALIGNMENT, n_bytes);
+    b->memory = dg_pages_allocate(n_bytes);
     if (b->threads == NULL || b->memory == NULL) {
         status = dg_fail(error, DG_ERROR_OUT_OF_MEMORY,
                          "no memory for %.0f MiB of scratch; a smaller n_batch or fewer threads need less",
@@ -169,9 +170,8 @@ done:
 }
 
 static dg_status allocate(dg_backend *backend, dg_place place, uint64_t n_bytes, void **memory, dg_error *error) {
-    uint64_t rounded = (n_bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-    *memory = NULL;
-    if (rounded < n_bytes || posix_memalign(memory, ALIGNMENT, rounded > 0 ? rounded : ALIGNMENT) != 0)
+    *memory = dg_pages_allocate(n_bytes);
+    if (*memory == NULL)
         return dg_fail(error, DG_ERROR_OUT_OF_MEMORY, "no memory for %.0f MiB", (double)n_bytes / (1 << 20));
     memset(*memory, 0, n_bytes);
     return DG_OK;
