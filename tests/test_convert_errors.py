@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from dgemma_convert import ConvertError, cli, convert, encode
 from dgemma_convert.metadata import folder_name
 from dgemma_convert.safetensors_file import SafetensorsFile
-from dgemma_convert.writer import TensorInfo, Writer, parse_size
+from dgemma_convert.writer import parse_size
 
 Q_PROJ = "model.decoder.layers.0.self_attn.q_proj.weight"
 
@@ -633,29 +633,6 @@ def test_a_target_that_is_read_only(checkpoint: Callable[[str], Path], out: Path
         fails(checkpoint("small"), out, "Read-only file system")
     finally:
         subprocess.run(["umount", "-l", str(out)], check=True)
-
-
-def test_two_conversions_to_one_target(out: Path) -> None:
-    tensors = [TensorInfo("a", (4,), gguf.GGMLQuantizationType.F32)]
-    target = out / "model.gguf"
-    with Writer(target, {}, tensors) as writer:
-        with pytest.raises(ConvertError, match="another conversion is writing it"):
-            Writer(target, {}, tensors).__enter__()
-        writer.write("a", np.ones(4, np.float32).view(np.uint8))
-        writer.commit()
-    assert gguf.GGUFReader(target).tensors[0].data.tolist() == [1, 1, 1, 1]
-    assert list(out.iterdir()) == [target]
-
-
-def test_an_incomplete_file_is_never_committed(out: Path) -> None:
-    tensors = [TensorInfo("a", (4,), gguf.GGMLQuantizationType.F32)]
-    with Writer(out / "model.gguf", {}, tensors) as writer:
-        writer.write("a", np.ones(3, np.float32).view(np.uint8))
-        with pytest.raises(ValueError, match="incomplete"):
-            writer.commit()
-        with pytest.raises(ValueError, match="more data"):
-            writer.write("a", np.ones(2, np.float32).view(np.uint8))
-    assert list(out.iterdir()) == []
 
 
 def test_memory_is_bounded_by_a_slice(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:

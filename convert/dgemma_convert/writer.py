@@ -30,6 +30,9 @@ MAGIC = b"GGUF"
 _SIZE = re.compile(r"(\d+)([KMG]?)\Z")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}  # as llama.cpp's splitter counts
 MAX_SHARDS = 65535  # split.no is a uint16
+HUGE_PAGE = 2 << 20
+"""What is written in whole, aligned pieces of this size stays so in Linux's page cache, on file
+systems that can: the engine then finds the new file on huge pages, and its steps are faster."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,8 @@ class _Shard:
     committed: bool = False
     n_header: int = 0
     ends: dict[str, int] = field(default_factory=dict)  # where each tensor's data must end
+    pending: bytearray = field(default_factory=bytearray)  # the piece under way, less than a page
+    pending_at: int = 0
 
     @property
     def partial(self) -> Path:
@@ -172,7 +177,7 @@ class Writer:
         view = np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
         if position + len(view) > shard.ends[name]:
             raise ValueError(f"more data than tensor {name} has room for")
-        self._pwrite(shard, view, position)
+        self._append(shard, view, position)
         self._places[name] = shard, position + len(view)
 
     def commit(self) -> None:
@@ -182,6 +187,7 @@ class Writer:
                 raise ValueError(f"tensor {name} is incomplete")
         try:
             for shard in self._shards:
+                self._flush(shard)
                 os.ftruncate(shard.fd, shard.n_header + shard.data_bytes)
                 os.fsync(shard.fd)
                 self._pwrite(shard, memoryview(MAGIC), 0)
@@ -269,6 +275,32 @@ class Writer:
             self._places[tensor.name] = shard, position
             shard.ends[tensor.name] = position + tensor.n_bytes
             position += tensor.padded_bytes
+
+    def _append(self, shard: _Shard, view: memoryview, position: int) -> None:
+        """Writes what makes whole pages, and keeps the rest until more comes."""
+        gap = position - (shard.pending_at + len(shard.pending))
+        if 0 <= gap < GGUF_DEFAULT_ALIGNMENT:
+            shard.pending += bytes(gap)  # the padding between two tensors
+        else:
+            self._flush(shard)
+            shard.pending_at = position
+        while view:
+            end = shard.pending_at + len(shard.pending)
+            n = HUGE_PAGE - end % HUGE_PAGE
+            if n == HUGE_PAGE and not shard.pending and len(view) >= n:
+                n = len(view) // HUGE_PAGE * HUGE_PAGE
+                self._pwrite(shard, view[:n], end)
+                shard.pending_at = end + n
+            else:
+                shard.pending += view[:n]
+                if len(view) >= n:
+                    self._flush(shard)
+            view = view[n:]
+
+    def _flush(self, shard: _Shard) -> None:
+        self._pwrite(shard, memoryview(shard.pending), shard.pending_at)
+        shard.pending_at += len(shard.pending)
+        shard.pending = bytearray()
 
     def _pwrite(self, shard: _Shard, view: memoryview, position: int) -> None:
         try:
