@@ -72,6 +72,7 @@ static void carve_thread(const dg_backend *backend, const sizes *s, carving *c, 
     if (kernels->multiply_tiled != NULL) thread->tiles = carve(c, DG_TILED_SCRATCH);
     thread->sums = carve_floats(c, (rows + kernels->tile_rows) * lanes);
     thread->row = carve_floats(c, 2 * n_cols);
+    thread->tile_rows = carve_floats(c, kernels->tile_rows * n_cols);
     thread->gate = carve_floats(c, rows * DG_FEATURES);
     thread->up = carve_floats(c, rows * DG_FEATURES);
     thread->logits = carve_floats(c, canvas * DG_HEAD_TOKENS);
@@ -108,6 +109,7 @@ static uint64_t lay_out(dg_backend *b, int32_t n_threads, char *base) {
     b->chosen = carve(&c, (uint64_t)pairs * sizeof *b->chosen);
     b->share = carve_floats(&c, pairs);
     b->expert_row = carve(&c, (uint64_t)pairs * sizeof *b->expert_row);
+    b->row_of_expert = carve(&c, (uint64_t)pairs * sizeof *b->row_of_expert);
     b->experts = carve(&c, (uint64_t)model->n_experts * sizeof *b->experts);
     b->expert_rank = carve(&c, (uint64_t)model->n_experts * 2 * sizeof *b->expert_rank);
     b->packed_experts = carve(&c, dg_rows_bytes(b->kernels, expert_tiles, n_embd));

@@ -65,6 +65,7 @@ const dg_cpu_kernels DG_KERNELS = {
     .pack = PRODUCT(pack),
     .multiply = PRODUCT(multiply),
 #if defined(HAS_TILES)
+    .pack_tile = pack_tile,
     .multiply_tiled = multiply_tiles,
 #endif
     .spread = PRODUCT(spread),

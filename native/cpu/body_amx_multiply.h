@@ -9,20 +9,42 @@ static dg_form tiled_form_of(int32_t type) {
 
 /* ---- Packing ----------------------------------------------------------------------------------------------------- */
 
-/* Pairs of columns go to rows of a tile, 64 bytes apart, where each row of activations has its place. */
-static void pack_tiles(const dg_rows *rows, int32_t row, int64_t first_col, const float *x, int64_t n_cols) {
+/* A block of columns as pairs of bfloat16, in the order of weights. */
+ALWAYS_INLINE __m512i pairs_of(const float *x) {
     const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+    const __m512 low = _mm512_loadu_ps(x), high = _mm512_loadu_ps(x + 16);
+    return (__m512i)_mm512_cvtne2ps_pbh(_mm512_permutex2var_ps(low, odd, high),
+                                        _mm512_permutex2var_ps(low, even, high));
+}
+
+/* Pairs of columns go to rows of a tile, 64 bytes apart, where each row of activations has its place. */
+static void pack_tiles(const dg_rows *rows, int32_t row, int64_t first_col, const float *x, int64_t n_cols) {
     const int64_t n_blocks = rows->n_cols / DG_BLOCK;
     uint32_t *dst = (uint32_t *)rows->pairs +
                     (row / rows->per_tile * n_blocks + first_col / DG_BLOCK) * (TILE_BYTES / 4) + row % rows->per_tile;
     for (int64_t c = 0; c < n_cols; c += DG_BLOCK, dst += TILE_BYTES / 4) {
-        const __m512 low = _mm512_loadu_ps(x + c), high = _mm512_loadu_ps(x + c + 16);
         uint32_t pairs[16];
-        _mm512_storeu_si512(pairs, (__m512i)_mm512_cvtne2ps_pbh(_mm512_permutex2var_ps(low, odd, high),
-                                                                _mm512_permutex2var_ps(low, even, high)));
+        _mm512_storeu_si512(pairs, pairs_of(x + c));
         UNROLL
         for (int i = 0; i < 16; i++) dst[i * ACTIVATION_ROWS] = pairs[i];
+    }
+}
+
+/* All rows of a tile at once: its lines are written whole, and sixteen at a time, not a word of each for every row. */
+static void pack_tile(const dg_rows *rows, int32_t tile, const float *const *x, int32_t n) {
+    uint8_t *dst = (uint8_t *)rows->pairs + tile * (rows->n_cols / DG_BLOCK) * TILE_BYTES;
+    _Alignas(64) uint8_t lines[ACTIVATION_ROWS][BLOCK_BYTES];
+    memset(lines, 0, sizeof lines);
+    for (int64_t c = 0; c < rows->n_cols; c += DG_BLOCK) {
+        for (int32_t r = 0; r < n; r++) _mm512_store_si512(lines[r], pairs_of(x[r] + c));
+        UNROLL
+        for (int i = 0; i < BLOCK_BYTES; i += 16) {
+            vi m[4];
+            vi_load_rows(&lines[0][i], BLOCK_BYTES, m);
+            UNROLL
+            for (int k = 0; k < 4; k++, dst += CACHE_LINE) vi_store(dst, m[k]);
+        }
     }
 }
 
@@ -142,7 +164,7 @@ typedef struct fetching {
 } fetching;
 
 static fetching fetching_of(const dg_panel *panel, int64_t n_steps) {
-    if (panel->next == NULL) return (fetching){0};
+    if (panel->next == NULL || n_steps == 0) return (fetching){0};
     return (fetching){panel->next, panel->next + panel->next_bytes,
                       (panel->next_bytes / CACHE_LINE + n_steps - 1) / n_steps};
 }
@@ -160,7 +182,8 @@ ALWAYS_INLINE void fetch_some(fetching *f) {
  * `coming` blocks of four rows of weights are decoded after each product. */
 ALWAYS_INLINE void multiply_two_blocks(row_decoder decode, const bool two, const int64_t n_now, const int64_t n_coming,
                                        const uint8_t *w, const uint8_t *x, const uint8_t *x_second,
-                                       const tile_source *s, float multiplier, int64_t coming, uint8_t *decoded) {
+                                       const tile_source *s, float multiplier, int64_t coming, uint8_t *decoded,
+                                       fetching *fetch) {
     const uint8_t *row = s->rows;
     int32_t r = 0;
     UNROLL
@@ -169,6 +192,7 @@ ALWAYS_INLINE void multiply_two_blocks(row_decoder decode, const bool two, const
         for (int part = 0; part < 4; part++) {
             if (i < n_now) multiply_part(part, two, w + i * TILES_BYTES, x + i * TILE_BYTES, x_second + i * TILE_BYTES);
             if (n_coming == 0) continue;
+            fetch_some(fetch);
             UNROLL
             for (int k = 0; k < 4; k++, decoded += BLOCK_BYTES) {
                 decode(row, coming, n_coming, multiplier, decoded);
@@ -191,8 +215,7 @@ ALWAYS_INLINE void multiply_few(row_decoder decode, const bool two, const tile_s
     for (; b + 4 <= n_blocks; b += 2) {
         MEMORY_FENCE;
         multiply_two_blocks(decode, two, 2, 2, decoded, x + b * TILE_BYTES, x_second + b * TILE_BYTES, s, multiplier,
-                            b + 2, coming);
-        fetch_some(fetch);
+                            b + 2, coming, fetch);
         uint8_t *swapped = decoded;
         decoded = coming;
         coming = swapped;
@@ -200,13 +223,13 @@ ALWAYS_INLINE void multiply_few(row_decoder decode, const bool two, const tile_s
     if (n_blocks - b == 3) {
         MEMORY_FENCE;
         multiply_two_blocks(decode, two, 2, 1, decoded, x + b * TILE_BYTES, x_second + b * TILE_BYTES, s, multiplier,
-                            b + 2, coming);
+                            b + 2, coming, fetch);
         decoded = coming;
         b += 2;
     }
     MEMORY_FENCE;
     multiply_two_blocks(decode, two, n_blocks - b, 0, decoded, x + b * TILE_BYTES, x_second + b * TILE_BYTES, s,
-                        multiplier, 0, NULL);
+                        multiplier, 0, NULL, fetch);
     save_sums(two, sums);
 }
 
@@ -308,7 +331,7 @@ static void multiply_tiles(const dg_weight *weight, int64_t matrix, int64_t firs
     const int64_t n_blocks = weight->n_cols / DG_BLOCK;
     uint8_t *scratch = memory;
     fetching fetch =
-        fetching_of(panel, few ? (n_blocks / 2 + 1) * n_panels : n_blocks * n_panels * ((rows->n_tiles + 1) / 2));
+        fetching_of(panel, few ? 8 * ((n_blocks - 1) / 2) * n_panels : n_blocks * n_panels * ((rows->n_tiles + 1) / 2));
     begin_tiles();
     for (int32_t done = 0; done < n; done += at_once) {
         const tile_source s = tile_source_of(weight, matrix, first_row + done, n - done < at_once ? n - done : at_once);

@@ -14,6 +14,7 @@ typedef struct dg_thread {
     dg_panel panel;
     float *sums;                         /* (max_rows and padding, lanes) of a panel whose last strip is yet to come */
     float *row;                          /* (largest n_cols) */
+    float *tile_rows;                    /* (tile_rows, largest n_cols) */
     float *gate, *up;                    /* (max_rows, DG_FEATURES) */
     float *logits;                       /* (canvas_length, DG_HEAD_TOKENS) */
     void *values;                        /* (DG_HEAD_TOKENS, n_embd padded to whole panels) of the embedding table */
@@ -65,6 +66,7 @@ struct dg_backend {
     int32_t *chosen;             /* (max_rows, n_experts_used) */
     float *share;                /* (max_rows, n_experts_used) */
     int32_t *expert_row;         /* (max_rows, n_experts_used) row among the rows ordered by expert */
+    int32_t *row_of_expert;      /* (max_rows, n_experts_used) the inverse: the row of x that stands there */
     dg_expert *experts;          /* (n_experts) those with rows, most rows first */
     int32_t *expert_rank;        /* (n_experts) place in `experts`, or −1 */
     void *packed_experts;        /* (max_rows·n_experts_used and padding, n_embd) */
@@ -113,8 +115,8 @@ typedef struct dg_features {
 } dg_features;
 
 /* Has panel->next point to a part of the features from `f` on, at most one panel of them: the part that the strip is of
- * its own panel, so that with the last strip all will have been fetched. `f` has as many columns as the panel's weight.
- */
+ * its own panel, so that with the last strip all will have been fetched. `f` has as many columns as the panel's weight,
+ * or no weight: then there is nothing to fetch. */
 void dg_announce(dg_panel *panel, const dg_features *f, int32_t lanes);
 
 /* out (rows->n, n; stride out_stride) = rows · (n features)ᵀ, on the calling thread. `next`: what this thread will
@@ -123,14 +125,14 @@ void dg_multiply_features(const dg_cpu_kernels *kernels, dg_thread *thread, cons
                           const dg_features *next, const dg_rows *rows, float *out, int64_t out_stride);
 
 /* hidden[:, first … first + DG_FEATURES) = gelu_tanh(rows gateᵀ) ∘ rows upᵀ, packed, on the calling thread. The rows of
- * `gate` and `up` that make feature i are gate_first + i and up_first + i. */
+ * `gate` and `up` that make feature i are gate_first + i and up_first + i. `next`: as above, rows of `gate`. */
 typedef struct dg_gated {
     const dg_weight *gate, *up;
     int64_t matrix, gate_first, up_first, n_ff;
     dg_squares *hidden_squares; /* of the hidden features; or NULL */
 } dg_gated;
-void dg_multiply_gated(dg_backend *backend, int thread, const dg_gated *gated, int64_t first, const dg_rows *rows,
-                       const dg_rows *hidden);
+void dg_multiply_gated(dg_backend *backend, int thread, const dg_gated *gated, int64_t first, const dg_features *next,
+                       const dg_rows *rows, const dg_rows *hidden);
 
 /* ---- collect.c: nothing happens, at no cost, unless the session collects ---- */
 

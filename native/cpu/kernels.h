@@ -13,8 +13,9 @@
 
 #include "model.h"
 
-#define DG_BLOCK 32     /* columns that share a scale in packed activations */
-#define DG_MAX_LANES 32 /* rows of a panel, of any instruction set */
+#define DG_BLOCK 32         /* columns that share a scale in packed activations */
+#define DG_MAX_LANES 32     /* rows of a panel, of any instruction set */
+#define DG_MAX_TILE_ROWS 16 /* rows of a tile of activations, likewise */
 #define DG_TILED_FEATURES 128
 #define DG_TILED_SCRATCH (160 << 10)
 
@@ -134,6 +135,10 @@ typedef struct dg_cpu_kernels {
     /* Packs x (n_cols) as columns first_col … of `row`; both multiples of DG_BLOCK in an integer form. */
     void (*pack)(const dg_rows *rows, int32_t row, int64_t first_col, const float *x, int64_t n_cols);
 
+    /* Packs the n rows x[0] … x[n − 1] (rows->n_cols each) as those of one tile, where the form of `rows` is tiles.
+     * NULL for sets without tiles. */
+    void (*pack_tile)(const dg_rows *rows, int32_t tile, const float *const *x, int32_t n);
+
     /* out[r · out_stride + i] = Σ_c rows[r][c] · panel[i][c] for every r < rows->n and i < n_lanes, strip after strip
      * in the order of columns: `sums` (rows->n_tiles, tile_rows, lanes) keeps what was reached until the last one. An
      * element depends only on its own row and lane, to the last bit. */
@@ -186,7 +191,8 @@ typedef struct dg_cpu_kernels {
 } dg_cpu_kernels;
 
 /* The best set for this machine, or the one that the environment variable DGEMMA_ISA names (scalar, avx2, avxvnni,
- * avx512, amx, neon, dotprod, i8mm); a name that this machine cannot run is ignored. amx is never the best by itself. */
+ * avx512, amx, neon, dotprod, i8mm); a name that this machine cannot run is ignored. amx is never the best by itself.
+ */
 const dg_cpu_kernels *dg_cpu_kernels_choose(void);
 
 #endif

@@ -62,25 +62,33 @@ typedef struct packing {
     dg_rows rows;
 } packing;
 
-static void pack_row(void *context, int64_t item, int thread) {
+/* A tile at a time: its rows share cache lines, which two threads should not write in turns. */
+static void pack_tile(void *context, int64_t tile, int thread) {
     const packing *p = context;
     const dg_cpu_kernels *kernels = p->backend->kernels;
     const int64_t n_cols = p->rows.n_cols;
-    const float *x = p->x + item * n_cols;
-    if (p->norm != NULL) {
-        float *normed = p->backend->threads[thread].row;
-        kernels->rms_norm(x, p->norm, n_cols, p->backend->model->rms_eps, normed);
+    const int32_t first = (int32_t)tile * p->rows.per_tile;
+    const int32_t n = p->rows.n - first < p->rows.per_tile ? p->rows.n - first : p->rows.per_tile;
+    const float *rows[DG_MAX_TILE_ROWS];
+    for (int32_t i = 0; i < n; i++) {
+        rows[i] = p->x + (first + i) * n_cols;
+        if (p->norm == NULL) continue;
+        float *normed = p->backend->threads[thread].tile_rows + i * n_cols;
+        kernels->rms_norm(rows[i], p->norm, n_cols, p->backend->model->rms_eps, normed);
         if (p->factor != 1.0f) kernels->scale(normed, p->factor, n_cols, normed);
-        x = normed;
+        rows[i] = normed;
     }
-    kernels->pack(&p->rows, (int32_t)item, 0, x, n_cols);
+    if (p->rows.form.tiles)
+        kernels->pack_tile(&p->rows, (int32_t)tile, rows, n);
+    else
+        for (int32_t i = 0; i < n; i++) kernels->pack(&p->rows, first + i, 0, rows[i], n_cols);
 }
 
 dg_rows dg_pack_normed(dg_backend *backend, dg_form form, const float *x, int32_t n, int64_t n_cols, const float *norm,
                        float factor) {
     int32_t n_tiles = dg_rows_n_tiles(backend->kernels, n);
     packing p = {backend, x, norm, factor, dg_rows_in(backend->kernels, backend->packed, form, n, n_cols, 0, n_tiles)};
-    dg_pool_run(backend->pool, n, pack_row, &p);
+    dg_pool_run(backend->pool, n_tiles, pack_tile, &p);
     return p.rows;
 }
 
@@ -117,9 +125,10 @@ int64_t dg_strip_cols(const dg_cpu_kernels *kernels, dg_form form, int64_t n_col
 }
 
 void dg_announce(dg_panel *panel, const dg_features *f, int32_t lanes) {
+    panel->next = NULL;
+    if (f->w == NULL) return;
     const int64_t n_cols = f->w->n_cols, row_bytes = (int64_t)dg_row_bytes(f->w->type, n_cols);
     const int64_t left = f->w->n_rows - f->first;
-    panel->next = NULL;
     if (left <= 0) return;
     const int64_t n_bytes = (left < lanes ? left : lanes) * row_bytes;
     const int64_t begin = n_bytes * panel->first_col / n_cols;
@@ -170,17 +179,15 @@ void dg_multiply_features(const dg_cpu_kernels *kernels, dg_thread *thread, cons
     panel->next = NULL;
 }
 
-void dg_multiply_gated(dg_backend *backend, int thread_index, const dg_gated *gated, int64_t first, const dg_rows *rows,
-                       const dg_rows *hidden) {
+void dg_multiply_gated(dg_backend *backend, int thread_index, const dg_gated *gated, int64_t first,
+                       const dg_features *next, const dg_rows *rows, const dg_rows *hidden) {
     const dg_cpu_kernels *kernels = backend->kernels;
     dg_thread *thread = &backend->threads[thread_index];
     const int64_t n = gated->n_ff - first < DG_FEATURES ? gated->n_ff - first : DG_FEATURES;
     const dg_features gate = {gated->gate, gated->matrix, gated->gate_first + first};
     const dg_features up = {gated->up, gated->matrix, gated->up_first + first};
-    dg_features next = gate; /* the threads take pieces in turn */
-    next.first += (int64_t)DG_FEATURES * dg_pool_size(backend->pool);
     dg_multiply_features(kernels, thread, &gate, n, &up, rows, thread->gate, DG_FEATURES);
-    dg_multiply_features(kernels, thread, &up, n, &next, rows, thread->up, DG_FEATURES);
+    dg_multiply_features(kernels, thread, &up, n, next, rows, thread->up, DG_FEATURES);
     for (int32_t r = 0; r < rows->n; r++) {
         float *gate_row = thread->gate + (int64_t)r * DG_FEATURES, *up_row = thread->up + (int64_t)r * DG_FEATURES;
         kernels->gelu_multiply(gate_row, up_row, n, gate_row);
@@ -225,7 +232,8 @@ typedef struct gated_layer {
 
 static void multiply_hidden(void *context, int64_t item, int thread) {
     const gated_layer *g = context;
-    dg_multiply_gated(g->backend, thread, &g->gated, item * DG_FEATURES, g->rows, g->hidden);
+    const dg_features next = {g->gated.gate, 0, (item + dg_pool_size(g->backend->pool)) * DG_FEATURES};
+    dg_multiply_gated(g->backend, thread, &g->gated, item * DG_FEATURES, &next, g->rows, g->hidden);
 }
 
 void dg_cpu_mlp(dg_backend *backend, const dg_mlp *mlp, const float *x, int32_t n, float *out) {

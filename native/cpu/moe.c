@@ -86,7 +86,10 @@ static void sort_by_expert(mixture *m, int32_t n) {
         first_tile += dg_rows_n_tiles(backend->kernels, expert->n);
     }
     m->n_tiles = first_tile;
-    for (int32_t i = 0; i < n_pairs; i++) backend->expert_row[i] = next[backend->chosen[i]]++;
+    for (int32_t i = 0; i < n_pairs; i++) {
+        backend->expert_row[i] = next[backend->chosen[i]]++;
+        backend->row_of_expert[backend->expert_row[i]] = i / backend->model->n_experts_used;
+    }
 }
 
 /* ---- The experts --------------------------------------------------------------------------------------------- */
@@ -99,6 +102,27 @@ static dg_rows expert_inputs(const mixture *m, const dg_expert *expert) {
 static dg_rows expert_hidden(const mixture *m, const dg_expert *expert) {
     return dg_rows_in(m->backend->kernels, m->backend->packed_experts_hidden, m->hidden_form, expert->n, m->gated.n_ff,
                       expert->first_tile, m->n_tiles);
+}
+
+static void norm_row(void *context, int64_t row, int thread) {
+    const mixture *m = context;
+    const dg_model *model = m->backend->model;
+    m->backend->kernels->rms_norm(m->x + row * model->n_embd, m->moe->norm, model->n_embd, model->rms_eps,
+                                  m->out + row * model->n_embd);
+}
+
+/* Packs the rows of one expert, where that is done by tiles, from `out`, where they wait. */
+static void pack_expert(void *context, int64_t item, int thread) {
+    const mixture *m = context;
+    const dg_expert *expert = &m->backend->experts[item];
+    const dg_rows rows = expert_inputs(m, expert);
+    for (int32_t first = 0; first < rows.n; first += rows.per_tile) {
+        const int32_t n = rows.n - first < rows.per_tile ? rows.n - first : rows.per_tile;
+        const float *x[DG_MAX_TILE_ROWS];
+        for (int32_t i = 0; i < n; i++)
+            x[i] = m->out + (int64_t)m->backend->row_of_expert[expert->first + first + i] * rows.n_cols;
+        m->backend->kernels->pack_tile(&rows, first / rows.per_tile, x, n);
+    }
 }
 
 /* Packs one row of x for each of its experts. */
@@ -125,13 +149,22 @@ static void pack_for_experts(void *context, int64_t row, int thread) {
     }
 }
 
+/* What a thread will probably do after `item`, as the threads take pieces in turn: rows of `w`, `features` for each
+ * piece, from w_first on. */
+static dg_features piece_after(const mixture *m, int64_t item, const dg_weight *w, int64_t w_first, int64_t features) {
+    const int64_t next = item + dg_pool_size(m->backend->pool);
+    if (next >= m->n_experts * m->n_pieces) return (dg_features){0};
+    return (dg_features){w, m->backend->experts[next / m->n_pieces].expert, w_first + next % m->n_pieces * features};
+}
+
 static void multiply_hidden(void *context, int64_t item, int thread) {
     const mixture *m = context;
     const dg_expert *expert = &m->backend->experts[item / m->n_pieces];
     dg_rows rows = expert_inputs(m, expert), hidden = expert_hidden(m, expert);
     dg_gated gated = m->gated;
     gated.matrix = expert->expert;
-    dg_multiply_gated(m->backend, thread, &gated, item % m->n_pieces * DG_FEATURES, &rows, &hidden);
+    const dg_features next = piece_after(m, item, gated.gate, gated.gate_first, DG_FEATURES);
+    dg_multiply_gated(m->backend, thread, &gated, item % m->n_pieces * DG_FEATURES, &next, &rows, &hidden);
 }
 
 static void multiply_down(void *context, int64_t item, int thread) {
@@ -141,8 +174,7 @@ static void multiply_down(void *context, int64_t item, int thread) {
     const dg_weight *down = &m->moe->down;
     const dg_rows hidden = expert_hidden(m, expert);
     const dg_features now = {down, expert->expert, item % m->n_pieces * DOWN_FEATURES};
-    dg_features next = now;
-    next.first += (int64_t)DOWN_FEATURES * dg_pool_size(backend->pool);
+    const dg_features next = piece_after(m, item, down, 0, DOWN_FEATURES);
     const int64_t left = down->n_rows - now.first;
     dg_multiply_features(backend->kernels, &backend->threads[thread], &now, left < DOWN_FEATURES ? left : DOWN_FEATURES,
                          &next, &hidden, backend->expert_out + expert->first * down->n_rows + now.first, down->n_rows);
@@ -178,7 +210,12 @@ void dg_cpu_moe(dg_backend *backend, const dg_moe *moe, const float *x, int32_t 
     dg_collect_chosen(backend, m.gated.gate, x, n, moe->norm);
     if (m.gated.up != m.gated.gate) dg_collect_chosen(backend, m.gated.up, x, n, moe->norm);
     sort_by_expert(&m, n);
-    dg_pool_run(backend->pool, n, pack_for_experts, &m);
+    if (m.form.tiles) {
+        dg_pool_run(backend->pool, n, norm_row, &m);
+        dg_pool_run(backend->pool, m.n_experts, pack_expert, &m);
+    } else {
+        dg_pool_run(backend->pool, n, pack_for_experts, &m);
+    }
     m.n_pieces = (m.gated.n_ff + DG_FEATURES - 1) / DG_FEATURES;
     dg_pool_run(backend->pool, m.n_experts * m.n_pieces, multiply_hidden, &m);
     m.n_pieces = (moe->down.n_rows + DOWN_FEATURES - 1) / DOWN_FEATURES;
