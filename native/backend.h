@@ -6,10 +6,11 @@
  *
  * Operations may run asynchronously. They do not fail one by one: a failure is kept, later operations do nothing, and
  * `finish` waits and reports it. `n` is a number of rows (tokens) up to dg_backend_params.max_rows; for what the head does
- * (logits, soft_embedding, sample) up to the model's canvas_length, which max_rows is never below. */
+ * (logits, soft_embedding) up to the model's canvas_length, which max_rows is never below. */
 #ifndef DG_BACKEND_H
 #define DG_BACKEND_H
 
+#include "canvas.h"
 #include "collector.h"
 #include "model.h"
 
@@ -39,12 +40,6 @@ typedef struct dg_kv_span {
     int32_t n;
 } dg_kv_span;
 
-typedef struct dg_head_result { /* (n) each, on the host */
-    int32_t *host_argmax;
-    int32_t *host_candidates; /* one draw from softmax(z) */
-    float *host_entropies;    /* nats, of softmax(z) */
-} dg_head_result;
-
 /* What a device has. */
 typedef struct dg_device {
     uint64_t free_bytes, total_bytes;
@@ -58,15 +53,11 @@ typedef enum dg_place {
     DG_PLACE_BOTH    /* for activations, which go to and fro: the address is the device's */
 } dg_place;
 
-/* Everything that one denoising step depends on, besides what the session holds. */
+/* What is not the same for all denoising steps of a session, and not in the device's memory. */
 typedef struct dg_step {
-    const int32_t *host_ids;     /* (n) the canvas */
-    const float *host_uniforms;  /* (n) */
-    float temperature;
-    const dg_head_result *result;
-    int32_t n, position;
+    int32_t position; /* of the canvas */
     bool conditioned; /* on the soft embedding of the step before */
-    bool soft;        /* `sample` makes a soft embedding */
+    bool soft;        /* `denoise` makes a soft embedding */
 } dg_step;
 
 typedef enum dg_step_kind {
@@ -96,7 +87,7 @@ struct dg_backend_ops {
     void (*upload)(dg_backend *backend, void *memory, const void *host_data, uint64_t n_bytes);
     void (*download)(dg_backend *backend, void *host_data, const void *memory, uint64_t n_bytes);
 
-    /* x (n, n_embd) = token_embd[ids] · √n_embd */
+    /* x (n, n_embd) = token_embd[ids] · √n_embd; of the canvas under way where host_ids is NULL */
     void (*embed)(dg_backend *backend, const int32_t *host_ids, int32_t n, float *x);
 
     /* out (n, n_embd) = mlp(rms(x, mlp->norm)) */
@@ -133,13 +124,17 @@ struct dg_backend_ops {
     /* soft (n, n_embd) = softmax(z) E · √n_embd, z (n, n_vocab) */
     void (*soft_embedding)(dg_backend *backend, const float *host_z, int32_t n, float *soft);
 
-    /* The two above with everything between, in tiles over the vocabulary: z = logits(x) / temperature; per row its
-     * argmax, its entropy, the draw (the first token at which the running sum of softmax(z) in token order exceeds
-     * host_uniforms[row], in [0, 1)), and soft, unless NULL. */
-    void (*sample)(dg_backend *backend, const float *x, int32_t n, float temperature, const float *host_uniforms,
-                   const dg_head_result *result, float *soft);
+    /* A canvas begins as it stands on the host; from here on it is the device's. After each `denoise` and `finish` the
+     * host's shows what has become of it, so it must stay where it is. */
+    void (*begin_canvas)(dg_backend *backend, dg_canvas *host_canvas);
 
-    /* Frame the operations of one denoising step, dg_forward_decode and `sample`, so that a device can record them once
+    /* The head and the decision of one step of the canvas under way. In tiles over the vocabulary: z = logits(x) /
+     * temperature; per row its argmax, its entropy, the draw (the first token at which the running sum of softmax(z) in
+     * token order exceeds dg_candidate_uniform), and soft (n, n_embd) = softmax(z) E · √n_embd unless NULL. Then all that
+     * dg_canvas_settle does. x (canvas_length, n_embd) */
+    void (*denoise)(dg_backend *backend, const float *x, float *soft);
+
+    /* Frame the operations of one denoising step, dg_forward_decode and `denoise`, so that a device can record them once
      * and repeat them as a whole; NULL where none are. `end_step` belongs to DG_STEP_RECORDED: false where recording has
      * failed. Then nothing has been done, and the step must begin again; it will be plain. */
     dg_step_kind (*begin_step)(dg_backend *backend, const dg_step *step);

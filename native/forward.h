@@ -31,8 +31,8 @@ void dg_forward_free(dg_forward *forward);
 dg_status dg_forward_encode(dg_forward *forward, dg_kv_cache *cache, const int32_t *tokens, int32_t n,
                             dg_error *error);
 
-/* Decodes the canvas `tokens` (canvas_length) into forward->x, conditioned on forward->soft unless it is the first
- * step. The head comes next: ops->logits or ops->sample. */
+/* Decodes the canvas `tokens` (canvas_length), or with NULL the canvas under way, into forward->x, conditioned on
+ * forward->soft unless it is the first step. The head comes next: ops->logits or ops->denoise. */
 dg_status dg_forward_decode(dg_forward *forward, const dg_kv_cache *cache, const int32_t *tokens, bool conditioned,
                             dg_error *error);
 

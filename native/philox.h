@@ -7,10 +7,18 @@
 
 #include <stdint.h>
 
+/* For functions that run on a CUDA device as well. */
+#ifdef __CUDACC__
+#define DG_ANYWHERE __host__ __device__
+#else
+#define DG_ANYWHERE
+#endif
+
 typedef enum dg_stream { DG_STREAM_INITIAL = 0, DG_STREAM_CANDIDATE = 1, DG_STREAM_RENOISE = 2 } dg_stream;
 
 /* First 32-bit word of the block with key `seed` and counter (position, step, canvas, stream). */
-static inline uint32_t dg_random(uint64_t seed, uint32_t canvas, uint32_t step, uint32_t position, dg_stream stream) {
+static inline DG_ANYWHERE uint32_t dg_random(uint64_t seed, uint32_t canvas, uint32_t step, uint32_t position,
+                                             dg_stream stream) {
     uint32_t key0 = (uint32_t)seed, key1 = (uint32_t)(seed >> 32);
     uint32_t c0 = position, c1 = step, c2 = canvas, c3 = (uint32_t)stream;
     for (int round = 0; round < 10; round++) {
@@ -27,11 +35,11 @@ static inline uint32_t dg_random(uint64_t seed, uint32_t canvas, uint32_t step, 
 }
 
 /* Uniform token in [0, n_vocab). */
-static inline int32_t dg_random_token(uint32_t bits, int32_t n_vocab) {
+static inline DG_ANYWHERE int32_t dg_random_token(uint32_t bits, int32_t n_vocab) {
     return (int32_t)(((uint64_t)bits * (uint64_t)n_vocab) >> 32);
 }
 
 /* Uniform in [0, 1): the upper 24 bits, so that the float is exact and never 1. */
-static inline float dg_random_uniform(uint32_t bits) { return (float)(bits >> 8) * 0x1p-24f; }
+static inline DG_ANYWHERE float dg_random_uniform(uint32_t bits) { return (float)(bits >> 8) * 0x1p-24f; }
 
 #endif

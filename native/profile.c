@@ -18,9 +18,8 @@ void dg_profile_reset(dg_profile *profile) {
         [DG_OP_MLP] = "dense mlp",
         [DG_OP_EXPERTS] = "experts",
         [DG_OP_NORMS] = "norms and residuals",
-        [DG_OP_HEAD] = "head and draw",
-        [DG_OP_SAMPLER] = "sampler",
-        [DG_OP_WHOLE_STEP] = "decoder and head",
+        [DG_OP_HEAD] = "head and sampler",
+        [DG_OP_WHOLE_STEP] = "whole step",
     };
     /* A recorded step stays recorded. */
     *profile = (dg_profile){.step_flop = profile->step_flop, .step_bytes = profile->step_bytes};

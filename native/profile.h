@@ -14,8 +14,7 @@ typedef enum dg_operation_id {
     DG_OP_EXPERTS,
     DG_OP_NORMS,
     DG_OP_HEAD,
-    DG_OP_SAMPLER,
-    DG_OP_WHOLE_STEP, /* decoder and head of a step that a device repeats as one */
+    DG_OP_WHOLE_STEP, /* one that a device repeats as a whole */
     DG_OP_COUNT
 } dg_operation_id;
 

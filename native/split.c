@@ -47,8 +47,8 @@ static buffer *buffer_of(dg_backend *b, const float *device) {
     return &b->buffers[b->n_buffers++];
 }
 
-/* The address of the activations `x` (n_floats) at `place`, brought there if they are to be read and are not. NULL after a
- * failure, and for NULL. */
+/* The address of the activations `x` (n_floats) at `place`, brought there if they are to be read and are not. NULL
+ * after a failure, and for NULL. */
 static float *at(dg_backend *b, dg_place place, const float *x, int64_t n_floats, access access) {
     if (x == NULL || !usable(b)) return NULL;
     buffer *buffer = buffer_of(b, x);
@@ -115,7 +115,8 @@ static dg_status allocate(dg_backend *b, dg_place place, uint64_t n_bytes, void 
     void *on_cpu;
     *memory = NULL;
     if ((place == DG_PLACE_CPU ? b->cpu_cache : b->device_memory) != NULL)
-        return dg_fail(error, DG_ERROR_BACKEND, "a split model's session has one cache on the CPU and one piece of "
+        return dg_fail(error, DG_ERROR_BACKEND,
+                       "a split model's session has one cache on the CPU and one piece of "
                        "activations; more were asked for");
     DG_TRY(cpu_ops->allocate(b->cpu, place, n_bytes, &on_cpu, error));
     if (place == DG_PLACE_CPU) {
@@ -164,7 +165,7 @@ static int64_t heads(const dg_backend *b, const dg_layer *layer, int32_t n) {
     return (int64_t)n * b->model->n_heads * layer->head_dim;
 }
 
-/* Embedding, self-conditioning and head are always on the GPU. */
+/* Embedding, self-conditioning, head and canvas are always on the GPU. */
 static void embed(dg_backend *b, const int32_t *host_ids, int32_t n, float *x) {
     x = at(b, DG_PLACE_DEVICE, x, embd(b, n), WRITE);
     if (usable(b)) gpu_ops(b)->embed(b->gpu, host_ids, n, x);
@@ -233,11 +234,15 @@ static void soft_embedding(dg_backend *b, const float *host_z, int32_t n, float 
     if (usable(b)) gpu_ops(b)->soft_embedding(b->gpu, host_z, n, soft);
 }
 
-static void sample(dg_backend *b, const float *x, int32_t n, float temperature, const float *host_uniforms,
-                   const dg_head_result *result, float *soft) {
+static void begin_canvas(dg_backend *b, dg_canvas *host_canvas) {
+    if (usable(b)) gpu_ops(b)->begin_canvas(b->gpu, host_canvas);
+}
+
+static void denoise(dg_backend *b, const float *x, float *soft) {
+    const int32_t n = b->model->canvas_length;
     x = at(b, DG_PLACE_DEVICE, x, embd(b, n), READ);
     soft = at(b, DG_PLACE_DEVICE, soft, embd(b, n), WRITE);
-    if (usable(b)) gpu_ops(b)->sample(b->gpu, x, n, temperature, host_uniforms, result, soft);
+    if (usable(b)) gpu_ops(b)->denoise(b->gpu, x, soft);
 }
 
 static dg_status finish(dg_backend *b, dg_error *error) {
@@ -268,6 +273,7 @@ const dg_backend_ops dg_split_backend = {
     .combine = combine,
     .logits = logits,
     .soft_embedding = soft_embedding,
-    .sample = sample,
+    .begin_canvas = begin_canvas,
+    .denoise = denoise,
     .finish = finish,
 };

@@ -4,6 +4,8 @@
  * Check: the soft embedding with a bound of 1e-6 against the dense one, with the same draws. */
 #include "workbench.h"
 
+#include "cpu/cpu.h"
+
 typedef struct job {
     dg_backend *backend;
     const float *x, *uniforms;
@@ -14,7 +16,7 @@ typedef struct job {
 
 static void run(void *context) {
     job *j = context;
-    dg_cpu_backend.sample(j->backend, j->x, j->n, 0.6f, j->uniforms, &j->result, j->soft);
+    dg_cpu_sample(j->backend, j->x, j->n, 0.6f, j->uniforms, &j->result, j->soft);
 }
 
 int main(void) {

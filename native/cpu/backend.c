@@ -119,6 +119,10 @@ static uint64_t lay_out(dg_backend *b, int32_t n_threads, char *base) {
     b->head_tiles = carve(&c, (uint64_t)canvas * (uint64_t)((model->n_vocab + DG_HEAD_TOKENS - 1) / DG_HEAD_TOKENS) *
                                   sizeof *b->head_tiles);
     b->running = carve(&c, (uint64_t)canvas * sizeof *b->running);
+    b->argmax = carve(&c, (uint64_t)canvas * sizeof *b->argmax);
+    b->candidates = carve(&c, (uint64_t)canvas * sizeof *b->candidates);
+    b->order = carve(&c, (uint64_t)canvas * sizeof *b->order);
+    b->uniforms = carve_floats(&c, canvas);
     b->soft_sums = carve_floats(&c, canvas * padded_embd(b));
     dg_thread unused;
     for (int32_t i = 0; i < n_threads; i++) carve_thread(b, &s, &c, b->threads != NULL ? &b->threads[i] : &unused);
@@ -212,7 +216,8 @@ const dg_backend_ops dg_cpu_backend = {
     .combine = dg_cpu_combine,
     .logits = dg_cpu_logits,
     .soft_embedding = dg_cpu_soft_embedding,
-    .sample = dg_cpu_sample,
+    .begin_canvas = dg_cpu_begin_canvas,
+    .denoise = dg_cpu_denoise,
     .finish = finish,
     .collect = dg_cpu_collect,
 };

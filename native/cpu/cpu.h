@@ -75,6 +75,11 @@ struct dg_backend {
 
     dg_head_tile *head_tiles; /* (canvas_length, n_vocab / DG_HEAD_TOKENS) */
     dg_running *running;      /* (canvas_length) */
+    dg_canvas *canvas;        /* under way */
+    int32_t *argmax;          /* (canvas_length) */
+    int32_t *candidates;      /* (canvas_length) */
+    int32_t *order;           /* (canvas_length) */
+    float *uniforms;          /* (canvas_length) */
     float *soft_sums;         /* (padded n_embd / lanes, canvas_length, lanes) Σ exp(z − max) · embedding */
 };
 
@@ -161,7 +166,16 @@ void dg_cpu_combine(dg_backend *backend, const dg_layer *layer, float *x, const 
 
 void dg_cpu_logits(dg_backend *backend, const float *x, int32_t n, float *host_logits);
 void dg_cpu_soft_embedding(dg_backend *backend, const float *host_z, int32_t n, float *soft);
-void dg_cpu_sample(dg_backend *backend, const float *x, int32_t n, float temperature, const float *host_uniforms,
+void dg_cpu_begin_canvas(dg_backend *backend, dg_canvas *host_canvas);
+void dg_cpu_denoise(dg_backend *backend, const float *x, float *soft);
+
+/* The head's part of `denoise` for n rows, drawn with `uniforms` (n). */
+typedef struct dg_head_result {
+    int32_t *argmax;     /* (n) */
+    int32_t *candidates; /* (n) one draw from softmax(z) */
+    float *entropies;    /* (n) nats, of softmax(z) */
+} dg_head_result;
+void dg_cpu_sample(dg_backend *backend, const float *x, int32_t n, float temperature, const float *uniforms,
                    const dg_head_result *result, float *soft);
 
 #endif

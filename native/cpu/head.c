@@ -312,7 +312,7 @@ void dg_cpu_soft_embedding(dg_backend *backend, const float *host_z, int32_t n, 
     }
 }
 
-void dg_cpu_sample(dg_backend *backend, const float *x, int32_t n, float temperature, const float *host_uniforms,
+void dg_cpu_sample(dg_backend *backend, const float *x, int32_t n, float temperature, const float *uniforms,
                    const dg_head_result *result, float *soft) {
     const int64_t n_embd = backend->model->n_embd;
     for (int32_t first = 0, turn; first < n; first += turn) {
@@ -322,12 +322,24 @@ void dg_cpu_sample(dg_backend *backend, const float *x, int32_t n, float tempera
                         .n = turn,
                         .temperature = temperature,
                         .statistics = true,
-                        .uniforms = host_uniforms + first,
-                        .argmax = result->host_argmax + first,
-                        .candidates = result->host_candidates + first,
-                        .entropies = result->host_entropies + first,
+                        .uniforms = uniforms + first,
+                        .argmax = result->argmax + first,
+                        .candidates = result->candidates + first,
+                        .entropies = result->entropies + first,
                         .soft = soft != NULL ? soft + first * n_embd : NULL};
         run_head(&job);
         dg_pool_run(backend->pool, turn, finish_row, &job);
     }
+}
+
+void dg_cpu_begin_canvas(dg_backend *backend, dg_canvas *host_canvas) { backend->canvas = host_canvas; }
+
+void dg_cpu_denoise(dg_backend *backend, const float *x, float *soft) {
+    dg_canvas *canvas = backend->canvas;
+    const dg_head_result result = {backend->argmax, backend->candidates, canvas->entropies};
+    const int32_t n = canvas->rules.n;
+    for (int32_t i = 0; i < n; i++)
+        backend->uniforms[i] = dg_candidate_uniform(&canvas->rules, canvas->progress.step + 1, i);
+    dg_cpu_sample(backend, x, n, canvas->progress.next_temperature, backend->uniforms, &result, soft);
+    dg_canvas_settle(canvas, backend->argmax, backend->candidates, backend->order);
 }

@@ -27,6 +27,7 @@ static void embed_row(void *context, int64_t row, int thread) {
 void dg_cpu_embed(dg_backend *backend, const int32_t *host_ids, int32_t n, float *x) {
     const dg_weight *table = &backend->model->token_embd;
     row_job job = {.backend = backend, .ids = host_ids, .x = x, .factor = sqrtf((float)table->n_cols)};
+    if (host_ids == NULL) job.ids = backend->canvas->ids;
     if (table->scale != NULL) job.factor *= table->scale[0];
     dg_pool_run(backend->pool, n, embed_row, &job);
 }

@@ -13,18 +13,17 @@ struct dg_backend {
     const dg_model *model;
     const DeviceModel *device;
     Queue queue;
-    char *memory;          /* the one allocation that `scratch` points into */
+    char *memory; /* the one allocation that `scratch` points into */
     dg_cuda_scratch scratch;
-    char *pinned;          /* host memory that the device copies from and to: the fields of `host` */
+    char *pinned; /* host memory that the device copies from and to: the fields of `host` */
     struct {
-        int32_t *ids;      /* (max_rows) */
-        float *uniforms;   /* (canvas_length), then the temperature */
-        int32_t *results;  /* (3, canvas_length) argmax, candidates and, as floats, entropies */
+        int32_t *ids; /* (max_rows) */
+        dg_cuda_canvas canvas;
     } host;
-    dg_head_result result; /* where `finish` puts the results of n_results rows */
-    int32_t n_results;
+    dg_canvas *canvas; /* under way */
+    bool settled;      /* `finish` shall fetch it */
     Recording recording;
-    dg_status status;      /* of the first failure since the last `finish` */
+    dg_status status; /* of the first failure since the last `finish` */
     char message[256];
 };
 
@@ -92,19 +91,20 @@ dg_status create(const dg_backend_params *params, dg_backend **out, dg_error *er
     b->device = (const DeviceModel *)params->model->backend_data;
     b->queue.n_multiprocessors = b->device->n_multiprocessors;
     const uint64_t bytes = scratch_bytes(params);
-    const size_t rows = (size_t)params->max_rows, canvas = (size_t)params->model->canvas_length;
+    const int32_t n_canvas = params->model->canvas_length;
+    const uint64_t canvas_bytes = dg_cuda_lay_out_canvas(n_canvas, nullptr, nullptr);
     cudaError_t e = cudaStreamCreateWithFlags(&b->queue.stream, cudaStreamNonBlocking);
     if (e == cudaSuccess)
-        e = cudaHostAlloc((void **)&b->pinned, 4 * (rows + canvas + 1 + 3 * canvas), cudaHostAllocDefault);
+        e = cudaHostAlloc((void **)&b->pinned, canvas_bytes + (size_t)params->max_rows * sizeof(int32_t),
+                          cudaHostAllocDefault);
     if (e == cudaSuccess) e = cudaMalloc((void **)&b->memory, bytes);
     if (e != cudaSuccess) {
         free_backend(b);
         return allocation_failure(e, bytes, error);
     }
     dg_cuda_lay_out_scratch(params, b->queue.n_multiprocessors, b->memory, &b->scratch);
-    b->host.ids = (int32_t *)b->pinned;
-    b->host.uniforms = (float *)(b->host.ids + rows);
-    b->host.results = (int32_t *)(b->host.uniforms + canvas + 1);
+    dg_cuda_lay_out_canvas(n_canvas, b->pinned, &b->host.canvas);
+    b->host.ids = (int32_t *)(b->pinned + canvas_bytes);
     *out = b;
     return DG_OK;
 }
@@ -158,9 +158,11 @@ Partials product(dg_backend *b, const dg_weight *const *weights, int n_weights, 
 void embed(dg_backend *b, const int32_t *host_ids, int32_t n, float *x) {
     if (!usable(b)) return;
     const size_t bytes = (size_t)n * sizeof *host_ids;
-    memcpy(b->host.ids, host_ids, bytes); /* the last use of it has ended: every pass ends with `finish` */
-    cudaMemcpyAsync(b->scratch.ids, b->host.ids, bytes, cudaMemcpyHostToDevice, b->queue.stream);
-    embed_rows(b->queue, &b->model->token_embd, b->scratch.ids, n, x);
+    if (host_ids != nullptr) {
+        memcpy(b->host.ids, host_ids, bytes); /* the last use of it has ended: every pass ends with `finish` */
+        cudaMemcpyAsync(b->scratch.ids, b->host.ids, bytes, cudaMemcpyHostToDevice, b->queue.stream);
+    }
+    embed_rows(b->queue, &b->model->token_embd, host_ids != nullptr ? b->scratch.ids : b->scratch.canvas.ids, n, x);
     note_failure(b, "embed");
 }
 
@@ -274,7 +276,7 @@ HeadTask head_task(dg_backend *b, const float *x, int n, float *soft) {
         PrepareTarget target = target_for(b->scratch.x, model->output_norm, weights, 1);
         prepare_rows(b->queue, x, n, model->n_embd, true, model->rms_eps, &target, 1);
     }
-    return {model, b->scratch.x, n, b->params.soft_embedding_bound, b->scratch.head, soft};
+    return {model, b->scratch.x, n, b->params.soft_embedding_bound, b->scratch.head, b->scratch.canvas, soft};
 }
 
 void logits(dg_backend *b, const float *x, int32_t n, float *host_logits) {
@@ -311,27 +313,59 @@ void soft_embedding(dg_backend *b, const float *host_z, int32_t n, float *soft) 
     note_failure(b, "soft_embedding");
 }
 
-/* What a step brings to the device, behind the token ids. */
-void stage_sampling(dg_backend *b, int32_t n, float temperature, const float *host_uniforms,
-                    const dg_head_result *result) {
-    memcpy(b->host.uniforms, host_uniforms, (size_t)n * sizeof(float));
-    b->host.uniforms[b->model->canvas_length] = temperature;
-    b->result = *result;
-    b->n_results = n;
+/* ---- Canvas --------------------------------------------------------------------------------------------------- */
+
+void begin_canvas(dg_backend *b, dg_canvas *host_canvas) {
+    if (!usable(b)) return;
+    const dg_canvas &from = *host_canvas;
+    const dg_cuda_canvas &to = b->host.canvas; /* the last use of it has ended, as with token ids */
+    const size_t row = (size_t)from.rules.n * sizeof(int32_t);
+    b->canvas = host_canvas;
+    *to.rules = from.rules;
+    *to.progress = from.progress;
+    memcpy(to.pinned, from.pinned, row);
+    memcpy(to.ids, from.ids, row);
+    memcpy(to.draft, from.draft, row);
+    memcpy(to.entropies, from.entropies, row);
+    cudaMemcpyAsync(b->scratch.canvas.rules, to.rules, (size_t)((char *)to.argmax - (char *)to.rules),
+                    cudaMemcpyHostToDevice, b->queue.stream);
+    note_failure(b, "begin_canvas");
 }
 
-void sample(dg_backend *b, const float *x, int32_t n, float temperature, const float *host_uniforms,
-            const dg_head_result *result, float *soft) {
+/* Draws that are given come step by step, beside the graph: only tests and replays have them. */
+void bring_recorded_draws(dg_backend *b) {
+    const dg_canvas &canvas = *b->canvas;
+    if (!canvas.rules.recorded) return;
+    const int64_t n = canvas.rules.n, first = canvas.progress.step * n;
+    const size_t row = (size_t)n * sizeof(int32_t);
+    int32_t *to = b->scratch.canvas.recorded;
+    cudaMemcpyAsync(to, canvas.noise->candidates + first, row, cudaMemcpyHostToDevice, b->queue.stream);
+    cudaMemcpyAsync(to + n, canvas.noise->renoise + first, row, cudaMemcpyHostToDevice, b->queue.stream);
+    note_failure(b, "denoise");
+}
+
+void denoise(dg_backend *b, const float *x, float *soft) {
     if (!usable(b)) return;
-    const cudaStream_t stream = b->queue.stream;
-    const HeadScratch &head = b->scratch.head;
-    const size_t canvas = (size_t)b->model->canvas_length;
-    HeadTask task = head_task(b, x, n, soft);
-    stage_sampling(b, n, temperature, host_uniforms, result);
-    cudaMemcpyAsync(head.uniforms, b->host.uniforms, (canvas + 1) * sizeof(float), cudaMemcpyHostToDevice, stream);
-    sample_head(b->queue, task);
-    cudaMemcpyAsync(b->host.results, head.argmax, 3 * canvas * sizeof(int32_t), cudaMemcpyDeviceToHost, stream);
-    note_failure(b, "sample");
+    const int n = b->model->canvas_length;
+    const dg_cuda_canvas &from = b->scratch.canvas;
+    if (!b->recording.active()) bring_recorded_draws(b);
+    sample_head(b->queue, head_task(b, x, n, soft));
+    settle(b->queue, from, n);
+    cudaMemcpyAsync(b->host.canvas.progress, from.progress, (size_t)((char *)from.argmax - (char *)from.progress),
+                    cudaMemcpyDeviceToHost, b->queue.stream);
+    b->settled = true;
+    note_failure(b, "denoise");
+}
+
+/* What a step has made of the canvas, from pinned memory. */
+void fetch_canvas(dg_backend *b) {
+    const dg_cuda_canvas &from = b->host.canvas;
+    dg_canvas *to = b->canvas;
+    const size_t row = (size_t)to->rules.n * sizeof(int32_t);
+    to->progress = *from.progress;
+    memcpy(to->ids, from.ids, row);
+    memcpy(to->draft, from.draft, row);
+    memcpy(to->entropies, from.entropies, row);
 }
 
 /* ---- A step as one graph -------------------------------------------------------------------------------------- */
@@ -340,10 +374,10 @@ void sample(dg_backend *b, const float *x, int32_t n, float temperature, const f
  * the last. They are plain launches, so that every kernel has been loaded before recording begins. */
 dg_step_kind begin_step(dg_backend *b, const dg_step *step) {
     if (!usable(b) || !step->conditioned || !step->soft) return DG_STEP_PLAIN;
+    bring_recorded_draws(b);
     if (!b->recording.holds(step->position))
         return b->recording.begin(b->queue.stream, step->position) ? DG_STEP_RECORDED : DG_STEP_PLAIN;
-    memcpy(b->host.ids, step->host_ids, (size_t)step->n * sizeof(int32_t));
-    stage_sampling(b, step->n, step->temperature, step->host_uniforms, step->result);
+    b->settled = true;
     keep_failure(b, b->recording.launch(b->queue.stream), "a denoising step");
     return DG_STEP_REPEATED;
 }
@@ -361,13 +395,10 @@ dg_status finish(dg_backend *b, dg_error *error) {
     collect_launch_times();
     dg_status status = b->status;
     b->status = DG_OK;
-    const int32_t n = b->n_results, stride = b->model->canvas_length;
-    b->n_results = 0;
+    const bool settled = b->settled;
+    b->settled = false;
     if (status != DG_OK) return dg_fail(error, status, "%s", b->message);
-    if (n == 0) return DG_OK;
-    memcpy(b->result.host_argmax, b->host.results, (size_t)n * sizeof(int32_t));
-    memcpy(b->result.host_candidates, b->host.results + stride, (size_t)n * sizeof(int32_t));
-    memcpy(b->result.host_entropies, b->host.results + 2 * stride, (size_t)n * sizeof(float));
+    if (settled) fetch_canvas(b);
     return DG_OK;
 }
 
@@ -384,10 +415,10 @@ dg_status describe_device(dg_device *device, dg_error *error) {
 
 /* In the order of the struct: C++17 has no designated initialisers. */
 const dg_backend_ops kOperations = {
-    describe_device, load_model, unload_model, scratch_bytes, create,       free_backend,   allocate,
-    release,         upload,     download,     embed,         mlp,          add_norm,       project_qkv,
-    attend_spans,    project_output, moe,      combine_paths, logits,       soft_embedding, sample,
-    begin_step,      end_step,   finish,       nullptr,
+    describe_device, load_model,     unload_model, scratch_bytes, create,  free_backend,   allocate,
+    release,         upload,         download,     embed,         mlp,     add_norm,       project_qkv,
+    attend_spans,    project_output, moe,          combine_paths, logits,  soft_embedding, begin_canvas,
+    denoise,         begin_step,     end_step,     finish,        nullptr,
 };
 
 /* Why no device can be used, into `note`; false where one can. */

@@ -129,15 +129,21 @@ struct HeadTask {
     int n;
     float bound; /* probability mass that the soft embedding may drop */
     HeadScratch scratch;
+    dg_cuda_canvas canvas;
     float *soft; /* (n, n_embd), or NULL */
 };
 
-/* Fills scratch.argmax, candidates and entropies, and task.soft; reads scratch.uniforms and temperature. */
+/* Fills canvas.argmax, candidates and entropies, and task.soft, for the step that comes after canvas.progress. */
 void sample_head(const Queue &queue, const HeadTask &task);
 
 /* Soft-capped logits of the vocabulary from `first` on as float32: scratch.chunk (n, kLogitsChunk). */
 constexpr int kLogitsChunk = kVocabularyChunk / 2;
 void chunk_logits(const Queue &queue, const HeadTask &task, int64_t first, int count);
+
+/* ---- settle.cu ------------------------------------------------------------------------------------------------ */
+
+/* dg_canvas_settle (canvas.h) of a canvas of n ≤ kMaxCanvas tokens, bit for bit. */
+void settle(const Queue &queue, const dg_cuda_canvas &canvas, int n);
 
 /* ---- soften.cu ------------------------------------------------------------------------------------------------ */
 

@@ -175,13 +175,14 @@ __global__ void __launch_bounds__(kDrawThreads) draw_kernel(HeadParams p, int n_
         total += weighted[i];
     }
     if (thread == 0) {
-        p.scratch.argmax[token] = where;
-        p.scratch.entropies[token] = fmaxf(0.0f, (float)(log(normaliser) - total / normaliser));
-        if (!(normaliser > 0) || normaliser > 1e30) p.scratch.entropies[token] = NAN; /* damaged weights */
+        p.canvas.argmax[token] = where;
+        p.canvas.entropies[token] = fmaxf(0.0f, (float)(log(normaliser) - total / normaliser));
+        if (!(normaliser > 0) || normaliser > 1e30) p.canvas.entropies[token] = NAN; /* damaged weights */
         row->maximum = maximum;
         row->normaliser = (float)normaliser;
 
-        const double target = (double)p.scratch.uniforms[token] * normaliser;
+        const float uniform = dg_candidate_uniform(p.canvas.rules, p.canvas.progress->step + 1, token);
+        const double target = (double)uniform * normaliser;
         double before = 0;
         int part = 0;
         while (part + 1 < kDrawThreads && before + sums[part] <= target && (part + 1) * per_thread < n_tiles)
@@ -231,7 +232,7 @@ template <class F> __global__ void __launch_bounds__(LookProduct<F>::kThreads, 8
         sum += weights[i];
         if (sum > remainder) break;
     }
-    p.scratch.candidates[token] = min(tile * kVocabularyTile + chosen, p.n_vocab - 1);
+    p.canvas.candidates[token] = min(tile * kVocabularyTile + chosen, p.n_vocab - 1);
 }
 
 /* A block for each position and look. */

@@ -17,6 +17,7 @@ struct HeadParams {
     const float *temperature; /* NULL: 1 */
     float bound;
     HeadScratch scratch;
+    dg_cuda_canvas canvas;
 };
 
 static __device__ __forceinline__ float capped(float logit, float softcap) {
@@ -47,7 +48,8 @@ static inline HeadParams head_params(const HeadTask &task) {
     PackedShape shape = packed_shape(e.type, e.n_rows, e.n_cols);
     return {(const char *)e.data, e.scale,     shape.row_tile_bytes,      shape.k_tiles,
             (int)shape.row_tiles, (int)e.n_rows, task.x,                  task.n,
-            task.model->logit_softcap, task.scratch.temperature, task.bound, task.scratch};
+            task.model->logit_softcap, &task.canvas.progress->next_temperature, task.bound, task.scratch,
+            task.canvas};
 }
 
 #endif

@@ -15,10 +15,13 @@ static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 bool dg_cuda_tile_of(int32_t type, dg_cuda_tile *tile) {
     switch (type) {
 #define CASE(number, Format, columns, tile_bytes, header)                                                              \
-    case number: *tile = (dg_cuda_tile){columns, tile_bytes, header}; return true;
+    case number:                                                                                                       \
+        *tile = (dg_cuda_tile){columns, tile_bytes, header};                                                           \
+        return true;
         DG_CUDA_FORMATS(CASE)
 #undef CASE
-    default: return false;
+    default:
+        return false;
     }
 }
 
@@ -174,15 +177,24 @@ static void carve_head(carving *c, const dg_model *model, int64_t n, HeadScratch
     head->rows = carve(c, n, sizeof(HeadRow));
     head->look_weights = carve_floats(c, n * kMaxLooks * kVocabularyTile);
     head->any_dense = carve_ints(c, ceil_div(n, kSoftTokens));
-    head->uniforms = carve_floats(c, n + 1);
-    head->argmax = carve_ints(c, 3 * n);
-    if (c->base != NULL) {
-        head->temperature = head->uniforms + n;
-        head->candidates = head->argmax + n;
-        head->entropies = (float *)(head->candidates + n);
-    }
     head->chunk = carve(c, n * kVocabularyChunk, sizeof(uint16_t));
     head->soft_sums = carve_floats(c, kSoftSplits * n * model->n_embd);
+}
+
+uint64_t dg_cuda_lay_out_canvas(int32_t n, char *base, dg_cuda_canvas *canvas) {
+    const size_t row = (size_t)n * sizeof(int32_t);
+    const size_t pinned = sizeof *canvas->rules, progress = pinned + row, ids = progress + sizeof *canvas->progress;
+    if (base != NULL)
+        *canvas = (dg_cuda_canvas){.rules = (dg_canvas_rules *)base,
+                                   .pinned = (int32_t *)(base + pinned),
+                                   .progress = (dg_canvas_progress *)(base + progress),
+                                   .ids = (int32_t *)(base + ids),
+                                   .draft = (int32_t *)(base + ids + row),
+                                   .entropies = (float *)(base + ids + 2 * row),
+                                   .argmax = (int32_t *)(base + ids + 3 * row),
+                                   .candidates = (int32_t *)(base + ids + 4 * row),
+                                   .recorded = (int32_t *)(base + ids + 5 * row)};
+    return ids + 7 * row;
 }
 
 uint64_t dg_cuda_lay_out_scratch(const dg_backend_params *params, int32_t n_multiprocessors, char *base,
@@ -214,5 +226,7 @@ uint64_t dg_cuda_lay_out_scratch(const dg_backend_params *params, int32_t n_mult
     s->attention = carve_floats(&c, attention);
     if (experts) carve_moe(&c, model, rows, &s->moe);
     carve_head(&c, model, model->canvas_length, &s->head);
+    char *canvas = carve(&c, (int64_t)dg_cuda_lay_out_canvas(model->canvas_length, NULL, NULL), 1);
+    dg_cuda_lay_out_canvas(model->canvas_length, canvas, &s->canvas);
     return c.offset;
 }

@@ -24,6 +24,7 @@ DG_CONSTANT(kWorkTokens, 32);        /* of a block of an expert's product */
 DG_CONSTANT(kMaxLooks, 32);          /* vocabulary tiles that a narrow distribution may lie in */
 DG_CONSTANT(kVocabularyTile, 64);    /* tokens */
 DG_CONSTANT(kVocabularyChunk, 65536); /* tokens that the dense soft embedding takes at a time */
+DG_CONSTANT(kMaxCanvas, 2048); /* tokens, of which one block settles all */
 DG_CONSTANT(kSoftSplits, 3);
 DG_CONSTANT(kSoftTokens, 128); /* of a block of the dense soft embedding */
 
@@ -130,14 +131,23 @@ typedef struct HeadScratch {
     HeadRow *rows;        /* (n) */
     float *look_weights;  /* (n, kMaxLooks, kVocabularyTile) probabilities */
     int32_t *any_dense;   /* (n / kSoftTokens) whether a token of the block needs the dense form */
-    float *uniforms;      /* (n) and behind them, so that one copy brings both, */
-    float *temperature;   /* (1) */
-    int32_t *argmax;      /* (n) and behind them, so that one copy fetches all, */
-    int32_t *candidates;  /* (n) */
-    float *entropies;     /* (n) */
     uint16_t *chunk;      /* (n, kVocabularyChunk) float16; see soften.cu */
     float *soft_sums;     /* (kSoftSplits, n, n_embd) */
 } HeadScratch;
+
+/* A canvas under way. One copy brings all that begins with it, from `rules` to `entropies`; another fetches what a step
+ * has made of it, from `progress` on. On the host these are in pinned memory, laid out in the same way. */
+typedef struct dg_cuda_canvas {
+    dg_canvas_rules *rules;
+    int32_t *pinned;              /* (n) fields are those of dg_canvas */
+    dg_canvas_progress *progress;
+    int32_t *ids;                 /* (n) */
+    int32_t *draft;               /* (n) */
+    float *entropies;             /* (n) */
+    int32_t *argmax;              /* (n) of the head */
+    int32_t *candidates;          /* (n) */
+    int32_t *recorded;            /* (2, n) candidates and fresh tokens in place of drawn ones, where rules->recorded */
+} dg_cuda_canvas;
 
 typedef struct dg_cuda_scratch {
     int32_t *ids;           /* (max_rows) */
@@ -149,12 +159,16 @@ typedef struct dg_cuda_scratch {
     int64_t attention_floats;
     MoeScratch moe;         /* NULL where every expert is on the CPU */
     HeadScratch head;
+    dg_cuda_canvas canvas;
 } dg_cuda_scratch;
 
 /* Divides the memory at `base` among the fields of `scratch`; with base NULL it only counts. Returns the bytes in all.
  * More multiprocessors may need more: products are split over more blocks. */
 uint64_t dg_cuda_lay_out_scratch(const dg_backend_params *params, int32_t n_multiprocessors, char *base,
                                  dg_cuda_scratch *scratch);
+
+/* Divides the memory at `base`, which must be aligned, among the fields of a canvas of n tokens. Returns the bytes in all. */
+uint64_t dg_cuda_lay_out_canvas(int32_t n, char *base, dg_cuda_canvas *canvas);
 
 /* Most entries of the experts' work list. */
 int64_t dg_cuda_moe_work_entries(const dg_model *model, int64_t n);

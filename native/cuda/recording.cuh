@@ -4,7 +4,7 @@
 
 #include "intrinsics.cuh"
 
-/* Everything that changes from step to step lies in memory that the graph copies from; what changes from canvas to canvas
+/* Everything that changes from step to step lies in device memory and is changed there; what changes from canvas to canvas
  * is the position, which is among the kernels' arguments and may change their grids. Another position is recorded anew,
  * which costs no more than the launches, and the instantiated graph takes the new arguments over where it can.
  *

@@ -67,6 +67,10 @@ dg_status check(const dg_model *model, const Plan &plan, dg_error *error) {
         return dg_fail(error, DG_ERROR_BACKEND,
                        "the widths %d, %d and %d must be multiples of 32 on the CUDA backend: use the CPU",
                        model->n_embd, model->n_ff, model->n_ff_expert);
+    if (model->canvas_length > kMaxCanvas)
+        return dg_fail(error, DG_ERROR_BACKEND,
+                       "a canvas of %d tokens; the CUDA backend takes at most %d: use the CPU", model->canvas_length,
+                       kMaxCanvas);
     for (int32_t i = 0; i < model->n_layers; i++) {
         const dg_layer *layer = &model->layers[i];
         if (layer->on_cpu) continue;

@@ -3,7 +3,7 @@
 #include "kernels_api.h"
 
 #include "backend.h"
-#include "cpu/kernels.h"
+#include "cpu/cpu.h"
 #include "error.h"
 #include "quant/quant.h"
 
@@ -182,9 +182,17 @@ int test_sample(const test_head_params *p, const float *x, int32_t n, float temp
     dg_backend *backend;
     dg_head_result result = {argmax, candidates, entropies};
     DG_TRY(open_head(p, n, &model, &layer, &backend));
-    dg_cpu_backend.sample(backend, x, n, temperature, uniforms, &result, soft);
+    dg_cpu_sample(backend, x, n, temperature, uniforms, &result, soft);
     dg_cpu_backend.free(backend);
     return DG_OK;
+}
+
+/* dg_canvas_settle; `order` (n) is scratch. */
+void test_settle(test_settle_case *t, int32_t *order) {
+    const dg_noise noise = {.candidates = t->recorded[0], .renoise = t->recorded[1]};
+    dg_canvas canvas = {t->rules, t->progress, &noise, t->pinned, t->ids, t->draft, t->entropies};
+    dg_canvas_settle(&canvas, t->argmax, t->candidates, order);
+    t->progress = canvas.progress;
 }
 
 int test_embed(const test_head_params *p, const int32_t *ids, int32_t n, float *x) {

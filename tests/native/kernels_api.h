@@ -4,6 +4,8 @@
 
 #include <stdint.h>
 
+#include "settle_case.h"
+
 #define EXPORT __attribute__((visibility("default")))
 
 typedef struct test_moe_params {
@@ -47,6 +49,7 @@ EXPORT int test_logits(const test_head_params *p, const float *x, int32_t n, flo
 EXPORT int test_soft_embedding(const test_head_params *p, const float *z, int32_t n, float *soft);
 EXPORT int test_sample(const test_head_params *p, const float *x, int32_t n, float temperature, const float *uniforms,
                        int32_t *argmax, int32_t *candidates, float *entropies, float *soft);
+EXPORT void test_settle(test_settle_case *t, int32_t *order);
 EXPORT int test_embed(const test_head_params *p, const int32_t *ids, int32_t n, float *x);
 EXPORT int test_dequantize(int32_t type, const void *src, float *dst, int64_t n_rows, int64_t n_cols);
 EXPORT int64_t test_row_bytes(int32_t type, int64_t n_cols);
