@@ -148,12 +148,14 @@ static uint64_t lay_out(const dg_model *model, int32_t max_rows, char *base, dg_
     int64_t embd = (int64_t)max_rows * model->n_embd;
     int64_t heads = (int64_t)max_rows * model->n_heads * largest_head_dim(model);
     f->x = carve(base, &offset, embd);
-    f->d = carve(base, &offset, embd);
-    f->e = carve(base, &offset, embd);
-    f->q = carve(base, &offset, heads);
     f->a = carve(base, &offset, heads);
     f->soft = carve(base, &offset, (int64_t)model->canvas_length * model->n_embd);
-    return offset;
+    /* The layers write d and e when attention has read q, and read them before the next q: all share one place. */
+    uint64_t behind_q = offset;
+    f->q = carve(base, &behind_q, heads);
+    f->d = carve(base, &offset, embd);
+    f->e = carve(base, &offset, embd);
+    return offset > behind_q ? offset : behind_q;
 }
 
 uint64_t dg_forward_bytes(const dg_model *model, int32_t max_rows) {

@@ -15,8 +15,8 @@ typedef struct dg_forward {
     float *x;     /* (max_rows, n_embd) the residual stream */
     float *q;     /* (max_rows, n_heads, largest head_dim) */
     float *a;     /* (max_rows, n_heads, largest head_dim) what attention returns */
-    float *d;     /* (max_rows, n_embd) dense MLP */
-    float *e;     /* (max_rows, n_embd) experts */
+    float *d;     /* (max_rows, n_embd) dense MLP; in the place of q */
+    float *e;     /* (max_rows, n_embd) experts; likewise */
     float *soft;  /* (canvas_length, n_embd) soft embedding of the previous denoising step */
     const atomic_bool *cancel; /* looked at between layers */
     dg_profile *profile;

@@ -150,7 +150,7 @@ PrepareTarget target_for(const Activations &x, const float *norm, const dg_weigh
 }
 
 Partials product(dg_backend *b, const dg_weight *const *weights, int n_weights, const Activations &x, int n) {
-    Partials out = {b->scratch.partials, b->scratch.partials_floats, 0, 0, 0};
+    Partials out = {b->scratch.products.partials, b->scratch.products.partials_floats, 0, 0, 0};
     matmul(b->queue, weights, n_weights, x, n, &out);
     return out;
 }
@@ -224,8 +224,8 @@ void attend_spans(dg_backend *b, const dg_layer *layer, const float *q, int32_t 
     task.type_v = b->params.type_v;
     task.q = q;
     task.out = a;
-    task.scratch = b->scratch.attention;
-    task.scratch_floats = b->scratch.attention_floats;
+    task.scratch = b->scratch.attention.partials;
+    task.scratch_floats = b->scratch.attention.partials_floats;
     attend(b->queue, task);
     note_failure(b, "attend");
 }
@@ -251,10 +251,12 @@ void moe(dg_backend *b, const dg_moe *m, const float *x, int32_t n, float *out) 
     router.n_cols = model->n_embd;
     const dg_weight *routers[] = {&router};
     PrepareTarget targets[2] = {target_for(b->scratch.x, m->norm, gate, 1),
-                                target_for(b->scratch.router, m->router_scale, routers, 1)};
+                                target_for(b->scratch.experts.x, m->router_scale, routers, 1)};
     targets[1].gain = 1.0f / sqrtf((float)model->n_embd);
     prepare_rows(b->queue, x, n, model->n_embd, true, model->rms_eps, targets, 2);
-    MoeTask task = {model, m, b->scratch.x, product(b, routers, 1, b->scratch.router, n), n, b->scratch.moe, out};
+    Partials logits = {b->scratch.experts.partials, b->scratch.experts.partials_floats, 0, 0, 0};
+    matmul(b->queue, routers, 1, b->scratch.experts.x, n, &logits);
+    MoeTask task = {model, m, b->scratch.x, logits, n, b->scratch.experts.moe, out};
     mix_experts(b->queue, task);
     note_failure(b, "moe");
 }

@@ -80,4 +80,9 @@ using FormatF16 = FloatFormat<kFloat16>;
 using FormatBf16 = FloatFormat<kBfloat16>;
 using FormatF32 = FloatFormat<kFloat32>;
 
+#define CHECK(number, Format, columns, tile, header)                                                                   \
+    static_assert((Format::kActivations == kFloats) == DG_CUDA_IS_FLOAT(number), "layout.c plans activations by it");
+DG_CUDA_FORMATS(CHECK)
+#undef CHECK
+
 #endif

@@ -142,16 +142,46 @@ static void *carve(carving *c, int64_t n, size_t size) {
 static float *carve_floats(carving *c, int64_t n) { return carve(c, n, sizeof(float)); }
 static int32_t *carve_ints(carving *c, int64_t n) { return carve(c, n, sizeof(int32_t)); }
 
-static Activations carve_activations(carving *c, int64_t n_rows, int64_t n_cols) {
+/* Another of several things in one place, of which it takes as much as the largest. */
+static void share(carving *c, uint64_t place, uint64_t *end) {
+    if (c->offset > *end) *end = c->offset;
+    c->offset = place;
+}
+
+/* Kinds of activations (formats.cuh) that some weights need. */
+typedef struct kinds {
+    bool int8, terms, floats;
+} kinds;
+
+static void need(kinds *k, const dg_weight *w) {
+    if (w->data == NULL) return;
+    const bool is_float = DG_CUDA_IS_FLOAT(w->type);
+    k->floats |= is_float;
+    k->int8 |= !is_float;
+    /* Only loading decides which of the two NVFP4 will be. */
+    k->terms |= w->type == DG_TYPE_NVFP4 || w->type == DG_CUDA_TYPE_FP4;
+}
+
+static void need_mlp(kinds *k, const dg_mlp *m) {
+    need(k, &m->gate);
+    need(k, &m->up);
+    need(k, &m->down);
+}
+
+static Activations carve_activations(carving *c, kinds wanted, int64_t n_rows, int64_t n_cols) {
     const int64_t k_tiles = ceil_div(n_cols, 64);
-    Activations x;
-    x.codes = carve(c, n_rows * k_tiles * 64, 1);
-    x.scales = carve_floats(c, n_rows * k_tiles * 2);
-    x.sums = carve_floats(c, n_rows * k_tiles * 2);
-    x.values = carve_floats(c, n_rows * n_cols);
-    x.terms = carve(c, n_rows * k_tiles * 64, 1);
-    x.term_scales = carve(c, n_rows * k_tiles * 2, sizeof(uint32_t));
-    x.term_multipliers = carve_floats(c, n_rows);
+    Activations x = {0};
+    if (wanted.int8) {
+        x.codes = carve(c, n_rows * k_tiles * 64, 1);
+        x.scales = carve_floats(c, n_rows * k_tiles * 2);
+        x.sums = carve_floats(c, n_rows * k_tiles * 2);
+    }
+    if (wanted.floats) x.values = carve_floats(c, n_rows * n_cols);
+    if (wanted.terms) {
+        x.terms = carve(c, n_rows * k_tiles * 64, 1);
+        x.term_scales = carve(c, n_rows * k_tiles * 2, sizeof(uint32_t));
+        x.term_multipliers = carve_floats(c, n_rows);
+    }
     return x;
 }
 
@@ -161,24 +191,31 @@ int64_t dg_cuda_moe_work_entries(const dg_model *model, int64_t n) {
     return started + choices / kWorkTokens;
 }
 
-static void carve_moe(carving *c, const dg_model *model, int64_t rows, MoeScratch *moe) {
+/* `hidden`: kinds that the down projections need. */
+static void carve_moe(carving *c, const dg_model *model, kinds hidden, int64_t rows, MoeScratch *moe) {
     const int64_t choices = rows * model->n_experts_used;
     moe->ids = carve_ints(c, choices);
     moe->shares = carve_floats(c, choices);
     moe->slots = carve_ints(c, choices);
     moe->slot_tokens = carve_ints(c, choices);
     moe->work = carve_ints(c, 3 * dg_cuda_moe_work_entries(model, rows) + 1);
-    moe->hidden = carve_activations(c, choices, model->n_ff_expert);
+    moe->hidden = carve_activations(c, hidden, choices, model->n_ff_expert);
     moe->out = carve_floats(c, choices * model->n_embd);
 }
 
 static void carve_head(carving *c, const dg_model *model, int64_t n, HeadScratch *head) {
-    head->statistics = carve(c, n * ceil_div(model->n_vocab, kVocabularyTile), sizeof(float4));
     head->rows = carve(c, n, sizeof(HeadRow));
     head->look_weights = carve_floats(c, n * kMaxLooks * kVocabularyTile);
     head->any_dense = carve_ints(c, ceil_div(n, kSoftTokens));
-    head->chunk = carve(c, n * kVocabularyChunk, sizeof(uint16_t));
     head->soft_sums = carve_floats(c, kSoftSplits * n * model->n_embd);
+    /* The dense soft embedding begins when the draw has read the statistics. */
+    const uint64_t place = c->offset;
+    uint64_t end = place;
+    head->statistics = carve(c, n * ceil_div(model->n_vocab, kVocabularyTile), sizeof(float4));
+    share(c, place, &end);
+    head->chunk = carve(c, n * kVocabularyChunk, sizeof(uint16_t));
+    share(c, place, &end);
+    c->offset = end;
 }
 
 uint64_t dg_cuda_lay_out_canvas(int32_t n, char *base, dg_cuda_canvas *canvas) {
@@ -201,32 +238,58 @@ uint64_t dg_cuda_lay_out_scratch(const dg_backend_params *params, int32_t n_mult
                                  dg_cuda_scratch *s) {
     const dg_model *model = params->model;
     const int64_t rows = params->max_rows;
+    const kinds router = {.floats = true};
+    kinds x = {0}, hidden = {0};
     int64_t heads = 0, qkv = 0, attention = 0;
     bool experts = false;
+    need(&x, &model->token_embd);
+    need_mlp(&x, &model->self_conditioning);
     for (int32_t i = 0; i < model->n_layers; i++) {
         const dg_layer *layer = &model->layers[i];
         if (layer->on_cpu) continue;
         heads = max_i64(heads, (int64_t)model->n_heads * layer->head_dim);
         qkv = max_i64(qkv, layer->attn_q.n_rows + layer->attn_k.n_rows + layer->attn_v.n_rows);
         attention = max_i64(attention, kAttentionPartials * rows * model->n_heads * (layer->head_dim + 2));
-        experts |= !layer->moe.on_cpu;
+        need(&x, &layer->attn_q);
+        need(&x, &layer->attn_k);
+        need(&x, &layer->attn_v);
+        need(&x, &layer->attn_output);
+        need_mlp(&x, &layer->mlp);
+        if (layer->moe.on_cpu) continue;
+        experts = true;
+        need(&x, &layer->moe.gate_up);
+        need(&x, &layer->moe.gate);
+        need(&x, &layer->moe.up);
+        need(&hidden, &layer->moe.down);
     }
-    const int64_t results = max_i64(max_i64(qkv, model->n_embd), max_i64(2 * model->n_ff, model->n_experts));
+    const int64_t results = max_i64(max_i64(qkv, model->n_embd), 2 * model->n_ff);
     /* Where a product is split over columns, the blocks never exceed two waves; see matmul.cu. */
     const int64_t split = (int64_t)2 * n_multiprocessors * kProductRows * kProductTokens;
+    const int64_t logits = rows * model->n_experts;
 
     carving c = {base, 0};
     *s = (dg_cuda_scratch){0};
     s->ids = carve_ints(&c, rows);
-    s->x = carve_activations(&c, rows, max_i64(model->n_embd, max_i64(heads, model->n_ff)));
-    s->router = carve_activations(&c, rows, model->n_embd);
-    s->partials_floats = max_i64(rows * results, split);
-    s->partials = carve_floats(&c, s->partials_floats);
-    s->attention_floats = attention;
-    s->attention = carve_floats(&c, attention);
-    if (experts) carve_moe(&c, model, rows, &s->moe);
-    carve_head(&c, model, model->canvas_length, &s->head);
+    s->x = carve_activations(&c, x, rows, max_i64(model->n_embd, max_i64(heads, model->n_ff)));
     char *canvas = carve(&c, (int64_t)dg_cuda_lay_out_canvas(model->canvas_length, NULL, NULL), 1);
     dg_cuda_lay_out_canvas(model->canvas_length, canvas, &s->canvas);
-    return c.offset;
+
+    const uint64_t place = c.offset;
+    uint64_t end = place;
+    s->products.partials_floats = max_i64(rows * results, split);
+    s->products.partials = carve_floats(&c, s->products.partials_floats);
+    share(&c, place, &end);
+    s->attention.partials_floats = attention;
+    s->attention.partials = carve_floats(&c, attention);
+    share(&c, place, &end);
+    if (experts) {
+        s->experts.x = carve_activations(&c, router, rows, model->n_embd);
+        s->experts.partials_floats = max_i64(logits, split < kProductSplits * logits ? split : kProductSplits * logits);
+        s->experts.partials = carve_floats(&c, s->experts.partials_floats);
+        carve_moe(&c, model, hidden, rows, &s->experts.moe);
+    }
+    share(&c, place, &end);
+    carve_head(&c, model, model->canvas_length, &s->head);
+    share(&c, place, &end);
+    return end;
 }

@@ -19,6 +19,7 @@ typedef struct float4 { float x, y, z, w; } float4; /* CUDA's */
 DG_CONSTANT(kTileRows, 16); /* of a tile of weights */
 DG_CONSTANT(kProductRows, 64); /* of a block of a dense product: matmul.cuh */
 DG_CONSTANT(kProductTokens, 128);
+DG_CONSTANT(kProductSplits, 8);  /* most shares of the columns, of a dense product */
 DG_CONSTANT(kAttentionPartials, 2);  /* shares of the keys, of whose results all rows' fit into the scratch */
 DG_CONSTANT(kWorkTokens, 32);        /* of a block of an expert's product */
 DG_CONSTANT(kMaxLooks, 32);          /* vocabulary tiles that a narrow distribution may lie in */
@@ -52,6 +53,9 @@ DG_CONSTANT(kSoftTokens, 128); /* of a block of the dense soft embedding */
     X(DG_TYPE_F16, FormatF16, 16, 512, 0)                                                                              \
     X(DG_TYPE_BF16, FormatBf16, 16, 512, 0)                                                                            \
     X(DG_TYPE_F32, FormatF32, 16, 1024, 0)
+
+/* Whether weights of a type meet activations in floats. */
+#define DG_CUDA_IS_FLOAT(type) ((type) == DG_TYPE_F16 || (type) == DG_TYPE_BF16 || (type) == DG_TYPE_F32)
 
 /* A tile of formats.cuh: kTileRows × n_cols values. */
 typedef struct dg_cuda_tile {
@@ -95,7 +99,8 @@ uint64_t dg_cuda_weight_bytes(dg_model *model);
 
 /* ---- Scratch of a session ------------------------------------------------------------------------------------- */
 
-/* Rows of activations as the products read them, for one kind of weights or another: formats.cuh. */
+/* Rows of activations as the products read them, for one kind of weights or another: formats.cuh. NULL where no weight
+ * has the kind. */
 typedef struct Activations {
     int8_t *codes;  /* (n, k_tiles, 2, 32) */
     float *scales;  /* (n, k_tiles, 2) */
@@ -127,7 +132,7 @@ typedef struct HeadRow {
 } HeadRow;
 
 typedef struct HeadScratch {
-    float4 *statistics;   /* (n, n_tiles): of each vocabulary tile; see head.cu */
+    float4 *statistics;   /* (n, n_tiles): of each vocabulary tile; see head.cu. In the place of `chunk` */
     HeadRow *rows;        /* (n) */
     float *look_weights;  /* (n, kMaxLooks, kVocabularyTile) probabilities */
     int32_t *any_dense;   /* (n / kSoftTokens) whether a token of the block needs the dense form */
@@ -152,14 +157,23 @@ typedef struct dg_cuda_canvas {
 typedef struct dg_cuda_scratch {
     int32_t *ids;           /* (max_rows) */
     Activations x;          /* (max_rows, widest input of a product) */
-    Activations router;     /* (max_rows, n_embd) */
-    float *partials;        /* (partials_floats) */
-    int64_t partials_floats;
-    float *attention;       /* (attention_floats) */
-    int64_t attention_floats;
-    MoeScratch moe;         /* NULL where every expert is on the CPU */
-    HeadScratch head;
     dg_cuda_canvas canvas;
+    /* No operation uses two of the following: they lie in the same place. */
+    struct {
+        float *partials;    /* (partials_floats) */
+        int64_t partials_floats;
+    } products;
+    struct {
+        float *partials;    /* (partials_floats) */
+        int64_t partials_floats;
+    } attention;
+    struct {                /* NULL where every expert is on the CPU */
+        Activations x;      /* (max_rows, n_embd) of the router */
+        float *partials;    /* (partials_floats) of its logits */
+        int64_t partials_floats;
+        MoeScratch moe;
+    } experts;
+    HeadScratch head;
 } dg_cuda_scratch;
 
 /* Divides the memory at `base` among the fields of `scratch`; with base NULL it only counts. Returns the bytes in all.

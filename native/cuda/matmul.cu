@@ -55,13 +55,11 @@ __global__ void __launch_bounds__(DenseProduct<F>::kThreads, F::kNeedsRegisters 
     });
 }
 
-constexpr int kMaxSplits = 8;
-
 /* A split costs a pass over the result, so columns are split only where blocks would leave multiprocessors idle: blocks
  * never exceed two waves, which is what the scratch is sized for (layout.c). */
 int choose_splits(const Queue &queue, int64_t blocks, int64_t k_columns) {
     int64_t wanted = 2 * queue.n_multiprocessors / blocks;
-    int64_t splits = wanted < kMaxSplits ? wanted : kMaxSplits;
+    int64_t splits = wanted < kProductSplits ? wanted : kProductSplits;
     if (splits > k_columns / 256) splits = k_columns / 256;
     return splits < 1 ? 1 : (int)splits;
 }
