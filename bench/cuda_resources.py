@@ -1,6 +1,7 @@
 """Registers and spills of every CUDA kernel, for one architecture: what docs/cuda.md's table shows.
 
     python bench/cuda_resources.py [--arch 90] [--spills] [--check 80 86 89 90 100 120a 121a]
+        [--files head settle]
 
 Compiles native/cuda with `nvcc -Xptxas -v` and warnings as errors; needs no GPU. --check compiles
 for several architectures and prints the largest number of registers and the spills of each.
@@ -91,9 +92,10 @@ def sizes_of(name: str) -> str:
     return sizes[1] if sizes else ""
 
 
-def kernels(arch: str) -> list[Kernel]:
-    """All kernels for an architecture."""
-    sources = sorted((REPOSITORY / "native" / "cuda").glob("*.cu"))
+def kernels(arch: str, files: list[str]) -> list[Kernel]:
+    """The kernels of some files, or all of them, for an architecture."""
+    cuda = REPOSITORY / "native" / "cuda"
+    sources = [cuda / f"{name}.cu" for name in files] or sorted(cuda.glob("*.cu"))
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
         parts = pool.map(lambda source: compile_source(source, arch, Path(folder)), sources)
         return [kernel for part in parts for kernel in part]
@@ -105,19 +107,20 @@ def main() -> None:
     parser.add_argument("--arch", default="90")
     parser.add_argument("--spills", action="store_true", help="only kernels that spill")
     parser.add_argument("--check", nargs="+", metavar="ARCH", help="compare architectures")
+    parser.add_argument("--files", nargs="+", default=[], help="only these, without .cu")
     args = parser.parse_args()
     if args.check:
         print("| architecture | kernels | most registers | kernels that spill | most bytes |")
         print("| --- | --- | --- | --- | --- |")
         for arch in args.check:
-            found = kernels(arch)
+            found = kernels(arch, args.files)
             spilling = [kernel.spilled for kernel in found if kernel.spilled]
             most, worst = max(k.registers for k in found), max(spilling, default=0)
             line = f"| {arch} | {len(found)} | {most} | {len(spilling)} | {worst} |"
             print(line, flush=True)
         return
     print("| kernel | format | registers | spilled bytes |\n| --- | --- | --- | --- |")
-    for k in kernels(args.arch):
+    for k in kernels(args.arch, args.files):
         if k.spilled or not args.spills:
             print(f"| {k.name} | {k.format} | {k.registers} | {k.spilled or ''} |")
 

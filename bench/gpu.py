@@ -340,9 +340,9 @@ def pytest_stage(run: Run) -> str | None:
     needed = "import pytest, transformers, gguf, dgemma._native"
     if subprocess.run([sys.executable, "-c", needed], capture_output=True, check=False).returncode:
         return "left out: the package and its test extra are not installed"
-    tests = REPOSITORY / "tests" / "test_cuda.py"
+    tests = [REPOSITORY / "tests" / f"test_cuda{part}.py" for part in ("", "_canvas")]
     run.command(
-        [sys.executable, "-m", "pytest", "-q", tests], DGEMMA_TEST_CUDA=str(run.backend_file)
+        [sys.executable, "-m", "pytest", "-q", *tests], DGEMMA_TEST_CUDA=str(run.backend_file)
     )
     return None
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 import dgemma
 from dgemma._native import Model, Session
 from kernel_api import pointer
+from philox import renoise_tokens
 
 INT, FLOAT, POINTER = ctypes.c_int32, ctypes.c_float, ctypes.c_void_p
 SAMPLING = ["max_denoising_steps", "t_min", "t_max", "entropy_bound", "stability_threshold",
@@ -218,6 +219,40 @@ def start_and_pinned(model: Any, rng: np.random.Generator) -> dict[str, Any]:
 def recorded(model: Any, rng: np.random.Generator) -> dict[str, Any]:
     draws = rng.integers(0, model.n_vocab, (13, model.canvas_length))
     return {"noise": dgemma.CanvasNoise(draws[0], draws[1:7], draws[7:])}
+
+
+@pytest.mark.parametrize("bound", [0.5, 20.0])
+def test_a_step_follows_from_its_entropies(
+    cuda: Callable[..., Any], gguf_file: Callable[..., Path], bound: float
+) -> None:
+    """To the last bit also on a GPU: acceptance, fresh tokens, mean and stop, recomputed."""
+    path = gguf_file("small")
+    sampling = {"max_denoising_steps": 6, "entropy_bound": bound, "confidence_threshold": 3.0}
+    canvas = {"seed": 2**63 + 5, "canvas": 3}
+    steps = steps_of(path, sampling, canvas, backend="cuda")[3:]
+    with Model(path, backend="cpu") as model:
+        info = model.info
+    n, unchanged, draft = info.canvas_length, 0, None
+    for step in steps:
+        order = np.argsort(step.entropies, kind="stable")
+        n_accepted = int((running_sums(step.entropies[order])[:-1] <= bound).sum())
+        assert step.n_accepted == n_accepted
+        fresh = renoise_tokens(canvas["seed"], canvas["canvas"], step.step, n, info.n_vocab)
+        np.testing.assert_array_equal(step.canvas[order[n_accepted:]], fresh[order[n_accepted:]])
+        assert step.mean_entropy == np.float32(running_sums(step.entropies)[-1] / n)
+        unchanged = unchanged + 1 if np.array_equal(step.tokens, draft) else 0
+        draft = step.tokens
+        stable = unchanged >= info.sampling.stability_threshold
+        assert step.settled == (stable and step.mean_entropy < 3.0)
+        assert step.done == (step.settled or step.step == 6)
+        t_min, t_max = np.float32(info.sampling.t_min), np.float32(info.sampling.t_max)
+        share = (t_max - t_min) * np.float32(7 - step.step) / np.float32(6)
+        assert step.temperature == t_min + share
+
+
+def running_sums(values: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Of the first 0, 1, … values, added one after another in float64."""
+    return np.cumsum(np.concatenate([[0.0], values.astype(np.float64)]))
 
 
 @pytest.mark.parametrize("given", [start_and_pinned, recorded])
