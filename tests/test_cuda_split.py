@@ -143,16 +143,18 @@ def test_auto_keeps_the_experts_that_were_asked_for_on_the_cpu(
 
 
 @pytest.mark.parametrize("name", ["odd", "wide"])
-@pytest.mark.parametrize("outtype", ["f32", "q8_0"])
+@pytest.mark.parametrize("outtype", ["f32", "q8_0", "nvfp4"])
 @pytest.mark.parametrize("split", [{}, {"n_gpu_layers": 2}, {"n_gpu_layers": 3, "n_cpu_moe": 2}])
 def test_what_is_planned_is_what_is_allocated(
     cuda: Callable[..., Any],
     device: Any,
     gguf_file: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
     name: str,
     outtype: str,
     split: dict[str, int],
 ) -> None:
+    monkeypatch.setenv("DGEMMA_EMULATION_FP4", "1")  # which only the device knows, not the plan
     path = gguf_file(name, outtype)
     with Model(path, backend="cpu") as model:
         layers = {"n_gpu_layers": model.info.n_layers, **split}
