@@ -56,8 +56,9 @@ static void check(const job *j, const float *x, int32_t n) {
 }
 
 int main(void) {
-    const int32_t types[] = {DG_TYPE_Q4_0, DG_TYPE_Q8_0,   DG_TYPE_NVFP4, DG_TYPE_Q4_K, DG_TYPE_Q6_K,
-                             DG_TYPE_Q5_0, DG_TYPE_IQ4_NL, DG_TYPE_BF16,  DG_TYPE_F16,  DG_TYPE_F32};
+    const int32_t types[] = {DG_TYPE_Q4_0,  DG_TYPE_Q4_1,   DG_TYPE_Q5_0, DG_TYPE_Q5_1, DG_TYPE_Q8_0, DG_TYPE_IQ4_NL,
+                             DG_TYPE_NVFP4, DG_TYPE_IQ4_XS, DG_TYPE_Q2_K, DG_TYPE_Q3_K, DG_TYPE_Q4_K, DG_TYPE_Q5_K,
+                             DG_TYPE_Q6_K,  DG_TYPE_BF16,   DG_TYPE_F16,  DG_TYPE_F32};
     const int32_t row_counts[] = {256, 16, 10};
     const dg_cpu_kernels *kernels = dg_cpu_kernels_choose();
     const double peak_int8 = bench_peak(kernels->peak_int8), peak_f32 = bench_peak(kernels->peak_f32);

@@ -4,7 +4,7 @@
 #define CACHE_LINE 64
 
 static dg_form tiled_form_of(int32_t type) {
-    return row_decoder_of(type) != NULL ? (dg_form){.tiles = true} : form_of(type);
+    return tile_decoder_of(type) != NULL ? (dg_form){.tiles = true} : form_of(type);
 }
 
 /* ---- Packing ----------------------------------------------------------------------------------------------------- */
@@ -178,14 +178,11 @@ ALWAYS_INLINE void fetch_some(fetching *f) {
  * multiplied, the next ones are decoded, a little after each tile product. The compiler must not gather it in one
  * place, nor may it be much at a time, or the tile unit runs dry. */
 
-/* A block of columns of up to two tiles of activations with a panel, where decoding takes longer than multiplying:
- * `coming` blocks of four rows of weights are decoded after each product. */
-ALWAYS_INLINE void multiply_two_blocks(row_decoder decode, const bool two, const int64_t n_now, const int64_t n_coming,
-                                       const uint8_t *w, const uint8_t *x, const uint8_t *x_second,
-                                       const tile_source *s, float multiplier, int64_t coming, uint8_t *decoded,
-                                       fetching *fetch) {
-    const uint8_t *row = s->rows;
-    int32_t r = 0;
+/* Two blocks of columns of up to two tiles of activations with a panel, where decoding takes longer than multiplying:
+ * blocks `coming` and on of four rows of weights are decoded after each product. */
+ALWAYS_INLINE void multiply_two_blocks(const bool two, const int64_t n_now, const int64_t n_coming, const uint8_t *w,
+                                       const uint8_t *x, const uint8_t *x_second, const tile_source *s, int64_t coming,
+                                       uint8_t *decoded, fetching *fetch) {
     UNROLL
     for (int i = 0; i < 2; i++) {
         UNROLL
@@ -193,43 +190,36 @@ ALWAYS_INLINE void multiply_two_blocks(row_decoder decode, const bool two, const
             if (i < n_now) multiply_part(part, two, w + i * TILES_BYTES, x + i * TILE_BYTES, x_second + i * TILE_BYTES);
             if (n_coming == 0) continue;
             fetch_some(fetch);
-            UNROLL
-            for (int k = 0; k < 4; k++, decoded += BLOCK_BYTES) {
-                decode(row, coming, n_coming, multiplier, decoded);
-                row += ++r < s->n_rows ? s->row_bytes : 0; /* those that there are not repeat the last */
-            }
+            const int64_t row = 16 * i + 4 * part, left = s->n_rows - row;
+            if (left > 0) s->decode(s, row, left < 4 ? left : 4, coming, n_coming, decoded + row * BLOCK_BYTES);
         }
     }
 }
 
-ALWAYS_INLINE void multiply_few(row_decoder decode, const bool two, const tile_source *s, const dg_rows *rows,
-                                uint8_t *scratch, fetching *fetch, tile_sums *sums) {
+ALWAYS_INLINE void multiply_few(const bool two, const tile_source *s, const dg_rows *rows, uint8_t *scratch,
+                                fetching *fetch, tile_sums *sums) {
     const int64_t n_blocks = s->n_blocks;
-    const float multiplier = s->multiplier;
     const uint8_t *x = (const uint8_t *)rows->pairs, *x_second = x + n_blocks * TILE_BYTES;
     uint8_t *decoded = scratch, *coming = scratch + 2 * TILES_BYTES;
-    for (int32_t r = 0; r < s->n_rows; r++)
-        decode(s->rows + r * s->row_bytes, 0, n_blocks < 2 ? n_blocks : 2, multiplier, decoded + r * BLOCK_BYTES);
+    s->decode(s, 0, s->n_rows, 0, n_blocks < 2 ? n_blocks : 2, decoded);
     zero_sums();
     int64_t b = 0;
     for (; b + 4 <= n_blocks; b += 2) {
         MEMORY_FENCE;
-        multiply_two_blocks(decode, two, 2, 2, decoded, x + b * TILE_BYTES, x_second + b * TILE_BYTES, s, multiplier,
-                            b + 2, coming, fetch);
+        multiply_two_blocks(two, 2, 2, decoded, x + b * TILE_BYTES, x_second + b * TILE_BYTES, s, b + 2, coming, fetch);
         uint8_t *swapped = decoded;
         decoded = coming;
         coming = swapped;
     }
     if (n_blocks - b == 3) {
         MEMORY_FENCE;
-        multiply_two_blocks(decode, two, 2, 1, decoded, x + b * TILE_BYTES, x_second + b * TILE_BYTES, s, multiplier,
-                            b + 2, coming, fetch);
+        multiply_two_blocks(two, 2, 1, decoded, x + b * TILE_BYTES, x_second + b * TILE_BYTES, s, b + 2, coming, fetch);
         decoded = coming;
         b += 2;
     }
     MEMORY_FENCE;
-    multiply_two_blocks(decode, two, n_blocks - b, 0, decoded, x + b * TILE_BYTES, x_second + b * TILE_BYTES, s,
-                        multiplier, 0, NULL, fetch);
+    multiply_two_blocks(two, n_blocks - b, 0, decoded, x + b * TILE_BYTES, x_second + b * TILE_BYTES, s, 0, NULL,
+                        fetch);
     save_sums(two, sums);
 }
 
@@ -246,37 +236,32 @@ _Static_assert(DG_TILED_SCRATCH == MAX_PANELS * MAX_PAIRS * sizeof(tile_sums) + 
 
 /* One piece, which is decoded row by row. */
 typedef struct decoding {
-    const uint8_t *row;
     uint8_t *tiles;
-    int64_t first, n_blocks, n_rows_left;
+    int64_t row, first, n_blocks, n_rows_left;
 } decoding;
 
 /* Piece i in the order of columns, then features. */
 static decoding piece_of(const tile_source *s, int64_t piece, int64_t n_panels, uint8_t *tiles) {
     const int64_t first = piece / n_panels * CHUNK, row = piece % n_panels * PANEL_LANES;
     const int64_t blocks_left = s->n_blocks - first, rows_left = s->n_rows - row;
-    return (decoding){.row = s->rows + row * s->row_bytes,
-                      .tiles = tiles,
+    return (decoding){.tiles = tiles,
+                      .row = row,
                       .first = first,
                       .n_blocks = blocks_left < CHUNK ? blocks_left : CHUNK,
                       .n_rows_left = rows_left < PANEL_LANES ? rows_left : PANEL_LANES};
 }
 
-ALWAYS_INLINE void decode_a_row(row_decoder decode, int64_t row_bytes, float multiplier, decoding *d) {
-    if (d->n_blocks == CHUNK)
-        decode(d->row, d->first, CHUNK, multiplier, d->tiles);
-    else
-        decode(d->row, d->first, d->n_blocks, multiplier, d->tiles);
-    d->row += row_bytes;
+static void decode_a_row(const tile_source *s, decoding *d) {
+    s->decode(s, d->row, 1, d->first, d->n_blocks, d->tiles);
+    d->row++;
     d->tiles += BLOCK_BYTES;
     d->n_rows_left--;
 }
 
 /* Activations from first_tile on, n_pairs pairs of tiles, with all rows of the source. */
-ALWAYS_INLINE void multiply_many(row_decoder decode, const tile_source *s, const dg_rows *rows, int32_t first_tile,
-                                 int64_t n_pairs, uint8_t *scratch, fetching *fetch, float *out, int64_t out_stride) {
-    const float multiplier = s->multiplier;
-    const int64_t row_bytes = s->row_bytes, n_panels = (s->n_rows + PANEL_LANES - 1) / PANEL_LANES;
+static void multiply_many(const tile_source *s, const dg_rows *rows, int32_t first_tile, int64_t n_pairs,
+                          uint8_t *scratch, fetching *fetch, float *out, int64_t out_stride) {
+    const int64_t n_panels = (s->n_rows + PANEL_LANES - 1) / PANEL_LANES;
     const int64_t n_pieces = (s->n_blocks + CHUNK - 1) / CHUNK * n_panels;
     const int64_t x_stride = s->n_blocks * TILE_BYTES; /* from tile to tile of activations */
     tile_sums *waiting = (tile_sums *)scratch;
@@ -285,7 +270,7 @@ ALWAYS_INLINE void multiply_many(row_decoder decode, const tile_source *s, const
     tiles[1] = tiles[0] + CHUNK * TILES_BYTES;
 
     decoding next = piece_of(s, 0, n_panels, tiles[0]);
-    while (next.n_rows_left > 0) decode_a_row(decode, row_bytes, multiplier, &next);
+    while (next.n_rows_left > 0) decode_a_row(s, &next);
     for (int64_t piece = 0; piece < n_pieces; piece++) {
         const int64_t panel = piece % n_panels, first = next.first, n_blocks = next.n_blocks;
         const bool last = first + n_blocks == s->n_blocks;
@@ -308,7 +293,7 @@ ALWAYS_INLINE void multiply_many(row_decoder decode, const tile_source *s, const
                 UNROLL
                 for (int part = 0; part < 4; part++) multiply_part(part, two, w, x, x + x_stride);
                 if (--wait <= 0 && next.n_rows_left > 0) {
-                    decode_a_row(decode, row_bytes, multiplier, &next);
+                    decode_a_row(s, &next);
                     wait = steps_a_row;
                 }
                 fetch_some(fetch);
@@ -320,38 +305,32 @@ ALWAYS_INLINE void multiply_many(row_decoder decode, const tile_source *s, const
                            out + panel * PANEL_LANES, out_stride);
             }
         }
-        while (next.n_rows_left > 0) decode_a_row(decode, row_bytes, multiplier, &next);
+        while (next.n_rows_left > 0) decode_a_row(s, &next);
     }
 }
 
 static void multiply_tiles(const dg_weight *weight, int64_t matrix, int64_t first_row, int32_t n, const dg_panel *panel,
                            const dg_rows *rows, void *memory, float *out, int64_t out_stride) {
-    const bool few = rows->n_tiles <= 2, q4_0 = weight->type == DG_TYPE_Q4_0;
+    const bool few = rows->n_tiles <= 2;
     const int32_t at_once = few ? PANEL_LANES : n, n_panels = (n + PANEL_LANES - 1) / PANEL_LANES;
     const int64_t n_blocks = weight->n_cols / DG_BLOCK;
     uint8_t *scratch = memory;
+    row_scales scales[PANEL_LANES];
     fetching fetch =
         fetching_of(panel, few ? 8 * ((n_blocks - 1) / 2) * n_panels : n_blocks * n_panels * ((rows->n_tiles + 1) / 2));
     begin_tiles();
     for (int32_t done = 0; done < n; done += at_once) {
-        const tile_source s = tile_source_of(weight, matrix, first_row + done, n - done < at_once ? n - done : at_once);
+        const tile_source s =
+            tile_source_of(weight, matrix, first_row + done, n - done < at_once ? n - done : at_once, scales);
         if (few) {
             tile_sums sums;
-            if (q4_0 && rows->n_tiles == 2)
-                multiply_few(q4_0_row, true, &s, rows, scratch, &fetch, &sums);
-            else if (q4_0)
-                multiply_few(q4_0_row, false, &s, rows, scratch, &fetch, &sums);
-            else
-                multiply_few(s.decode, rows->n_tiles == 2, &s, rows, scratch, &fetch, &sums);
+            multiply_few(rows->n_tiles == 2, &s, rows, scratch, &fetch, &sums);
             write_pair(&sums, rows, 0, (int32_t)s.n_rows, out + done, out_stride);
             continue;
         }
         for (int32_t tile = 0; tile < rows->n_tiles; tile += 2 * MAX_PAIRS) {
             const int32_t left = (rows->n_tiles - tile + 1) / 2, n_pairs = left < MAX_PAIRS ? left : MAX_PAIRS;
-            if (q4_0)
-                multiply_many(q4_0_row, &s, rows, tile, n_pairs, scratch, &fetch, out + done, out_stride);
-            else
-                multiply_many(s.decode, &s, rows, tile, n_pairs, scratch, &fetch, out + done, out_stride);
+            multiply_many(&s, rows, tile, n_pairs, scratch, &fetch, out + done, out_stride);
         }
     }
     _tile_release();
@@ -365,10 +344,9 @@ static void tiled_decode(const dg_weight *weight, int64_t matrix, int64_t first_
         decode(weight, matrix, first_row, n_rows, panel);
         return;
     }
-    const tile_source s = tile_source_of(weight, matrix, first_row, n_rows);
-    for (int64_t r = 0; r < n_rows; r++)
-        s.decode(s.rows + r * s.row_bytes, panel->first_col / DG_BLOCK, panel->n_cols / DG_BLOCK, s.multiplier,
-                 (uint8_t *)panel->values + r * BLOCK_BYTES);
+    row_scales scales[PANEL_LANES];
+    const tile_source s = tile_source_of(weight, matrix, first_row, n_rows, scales);
+    s.decode(&s, 0, n_rows, panel->first_col / DG_BLOCK, panel->n_cols / DG_BLOCK, (uint8_t *)panel->values);
 }
 
 static void tiled_multiply(const dg_panel *panel, const dg_rows *rows, float *sums, float *out, int64_t out_stride,

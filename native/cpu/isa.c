@@ -41,8 +41,7 @@ static bool may_use_tiles(void) {
 #endif
 }
 
-/* `tiles`: whether the tile registers are wanted; only then is the system asked for them. */
-static features detect(bool tiles) {
+static features detect(void) {
     features found = {0};
     uint32_t a, b, c, d, a1 = 0, b1 = 0, c1 = 0, d1 = 0;
     if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE)) return found;
@@ -59,8 +58,7 @@ static features detect(bool tiles) {
                    (a1 & 1u << 5) != 0; /* BF16 */
     const uint64_t tile_state = 0x60000;
     const uint32_t tile_d = 1u << 22 | 1u << 24 | 1u << 25; /* BF16, tiles, INT8 */
-    found.amx =
-        found.avx512 && (saved & tile_state) == tile_state && (d & tile_d) == tile_d && tiles && may_use_tiles();
+    found.amx = found.avx512 && (saved & tile_state) == tile_state && (d & tile_d) == tile_d && may_use_tiles();
     return found;
 }
 #elif defined(__aarch64__)
@@ -69,14 +67,12 @@ extern const dg_cpu_kernels dg_cpu_kernels_neon, dg_cpu_kernels_dotprod, dg_cpu_
 
 #define MAX_SETS 5
 
-/* Worst first; those that this machine cannot run are left out, and amx where `tiles` are not wanted. Returns how many
- * there are. */
-static int available(bool tiles, const dg_cpu_kernels *sets[MAX_SETS]) {
+/* Worst first; those that this machine cannot run are left out. Returns how many there are. */
+static int available(const dg_cpu_kernels *sets[MAX_SETS]) {
     int n = 0;
-    (void)tiles; /* unused on ARM */
     sets[n++] = &dg_cpu_kernels_scalar;
 #if defined(__x86_64__)
-    features found = detect(tiles);
+    features found = detect();
     if (found.avx2) sets[n++] = &dg_cpu_kernels_avx2;
     if (found.avxvnni) sets[n++] = &dg_cpu_kernels_avxvnni;
     if (found.avx512) sets[n++] = &dg_cpu_kernels_avx512;
@@ -100,9 +96,7 @@ static int available(bool tiles, const dg_cpu_kernels *sets[MAX_SETS]) {
 const dg_cpu_kernels *dg_cpu_kernels_choose(void) {
     const dg_cpu_kernels *sets[MAX_SETS];
     const char *cap = getenv("DGEMMA_ISA");
-    /* amx only by name: for Q4_0 a step takes nine tenths of the time, but K-quants decode too slowly for experts with
-     * few rows (bench/results/cpu-kernels.md). */
-    const int n = available(cap != NULL && strcmp(cap, "amx") == 0, sets);
+    const int n = available(sets);
     if (cap != NULL)
         for (int i = 0; i < n; i++)
             if (strcmp(cap, sets[i]->name) == 0) return sets[i];

@@ -1,4 +1,4 @@
-#if defined(__x86_64__) && defined(__AMX_BF16__)
+#if defined(DG_HAS_AMX)
 #include "cpu/simd_avx512.h"
 #define HAS_TILES 1
 #define DG_KERNELS dg_cpu_kernels_amx
