@@ -69,7 +69,11 @@ static void carve_thread(const dg_backend *backend, const sizes *s, carving *c, 
     thread->panel.codes = (uint8_t *)thread->panel.values;
     thread->panel.scales = carve_floats(c, strip / 16 * lanes);
     thread->panel.mins = carve_floats(c, strip / 16 * lanes);
-    if (kernels->multiply_tiled != NULL) thread->tiles = carve(c, DG_TILED_SCRATCH);
+    if (kernels->multiply_tiled != NULL) {
+        int64_t most = DG_TILED_SCRATCH;
+        raise_to(&most, kernels->head_span_bytes(backend->model->n_embd, dg_rows_n_tiles(kernels, (int32_t)canvas)));
+        thread->tiles = carve(c, (uint64_t)most);
+    }
     thread->sums = carve_floats(c, (rows + kernels->tile_rows) * lanes);
     thread->row = carve_floats(c, 2 * n_cols);
     thread->tile_rows = carve_floats(c, kernels->tile_rows * n_cols);
@@ -123,7 +127,7 @@ static uint64_t lay_out(dg_backend *b, int32_t n_threads, char *base) {
     b->candidates = carve(&c, (uint64_t)canvas * sizeof *b->candidates);
     b->order = carve(&c, (uint64_t)canvas * sizeof *b->order);
     b->uniforms = carve_floats(&c, canvas);
-    b->soft_sums = carve_floats(&c, canvas * padded_embd(b));
+    b->soft_sums = carve_floats(&c, (canvas + b->kernels->tile_rows) * padded_embd(b));
     dg_thread unused;
     for (int32_t i = 0; i < n_threads; i++) carve_thread(b, &s, &c, b->threads != NULL ? &b->threads[i] : &unused);
     return c.offset;

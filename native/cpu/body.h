@@ -67,8 +67,10 @@ const dg_cpu_kernels DG_KERNELS = {
 #if defined(HAS_TILES)
     .pack_tile = pack_tile,
     .multiply_tiled = multiply_tiles,
+    .head_span = head_span,
+    .head_span_bytes = head_span_bytes,
 #endif
-    .spread = PRODUCT(spread),
+    .spread = spread,
     .pack_weights = pack_weights,
     .add_weighted = add_weighted,
     .attend = attend,

@@ -16,4 +16,6 @@
 
 #include "cpu/body_amx_multiply.h"
 
+#include "cpu/body_amx_head.h"
+
 #include "cpu/body_amx_limits.h"

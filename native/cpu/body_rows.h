@@ -81,15 +81,23 @@ static float softmax(float *x, int64_t n) {
     return (float)sum;
 }
 
+typedef struct soft_cap {
+    vf inverse, cap, temperature;
+} soft_cap;
+
+static inline soft_cap soft_cap_of(float cap, float temperature) {
+    return (soft_cap){vf_set(1.0f / cap), vf_set(cap), vf_set(temperature)};
+}
+ALWAYS_INLINE vf capped(vf z, const soft_cap *c) {
+    return vf_div(vf_mul(vf_tanh(vf_mul(z, c->inverse)), c->cap), c->temperature);
+}
+
 static void softcap(float *z, int64_t n, float cap, float temperature) {
-    const vf inverse = vf_set(1.0f / cap), caps = vf_set(cap), temperatures = vf_set(temperature);
+    const soft_cap c = soft_cap_of(cap, temperature);
     int64_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        vf_store(z + i, vf_div(vf_mul(vf_tanh(vf_mul(vf_load(z + i), inverse)), caps), temperatures));
+    for (; i + LANES <= n; i += LANES) vf_store(z + i, capped(vf_load(z + i), &c));
     int left = (int)(n - i);
-    if (left > 0)
-        vf_store_part(z + i, vf_div(vf_mul(vf_tanh(vf_mul(vf_load_part(z + i, left), inverse)), caps), temperatures),
-                      left);
+    if (left > 0) vf_store_part(z + i, capped(vf_load_part(z + i, left), &c), left);
 }
 
 static void head_statistics(const float *z, int32_t n, int32_t first_token, dg_head_tile *tile) {

@@ -6,8 +6,7 @@
 #include "cpu/kernels.h"
 #include "threads.h"
 
-#define DG_FEATURES 64    /* output features of a gated MLP that are made, and packed again, at a time */
-#define DG_HEAD_TOKENS 64 /* vocabulary entries whose statistics are kept together */
+#define DG_FEATURES 64 /* output features of a gated MLP that are made, and packed again, at a time */
 
 /* One thread's own memory. */
 typedef struct dg_thread {
@@ -23,7 +22,7 @@ typedef struct dg_thread {
     int32_t *rows;                       /* (canvas_length) to which these tokens matter */
     float *factors;                      /* (canvas_length) */
     float *attention;
-    void *tiles; /* scratch of multiply_tiled, where there is one */
+    void *tiles; /* scratch of multiply_tiled and head_span, where there are such */
 } dg_thread;
 
 /* Cosines and sines of the tokens of one call, for the layers of one kind; many layers use them in turn. */
@@ -40,12 +39,6 @@ typedef struct dg_expert {
     int32_t first;      /* of them, in the order of rows by expert */
     int32_t first_tile; /* of them, in packed activations */
 } dg_expert;
-
-/* What is known of a row's softmax after some of the vocabulary. */
-typedef struct dg_running {
-    float max;
-    double sum; /* Σ exp(z − max) */
-} dg_running;
 
 struct dg_backend {
     dg_backend_params params;
@@ -80,7 +73,7 @@ struct dg_backend {
     int32_t *candidates;      /* (canvas_length) */
     int32_t *order;           /* (canvas_length) */
     float *uniforms;          /* (canvas_length) */
-    float *soft_sums;         /* (padded n_embd / lanes, canvas_length, lanes) Σ exp(z − max) · embedding */
+    float *soft_sums;         /* (padded n_embd / lanes, canvas_length and padding, lanes) Σ exp(z − max) · embedding */
 };
 
 /* ---- matmul.c ---- */

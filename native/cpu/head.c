@@ -27,6 +27,8 @@ typedef struct head_job {
     float *soft;      /* (n, n_embd), or NULL: not wanted */
     bool statistics;  /* wanted */
     int32_t n_groups; /* of rows, when rows are shared out */
+    bool by_spans;    /* rather than by tiles */
+    int64_t n_sums;   /* places of rows in the sums of the soft embedding */
 } head_job;
 
 static int32_t n_vocab_of(const head_job *job) { return job->backend->model->n_vocab; }
@@ -72,12 +74,17 @@ static row_range rows_in_tiles(const head_job *job, int32_t first_tile, int32_t 
     return range;
 }
 
+/* Where a row's sums are: with spans each tile of rows has all its places. */
+static int64_t place_of(const head_job *job, int64_t row) {
+    if (!job->by_spans) return row;
+    return row / job->rows.per_tile * job->backend->kernels->tile_rows + row % job->rows.per_tile;
+}
+
 /* ---- One tile of the vocabulary ------------------------------------------------------------------------------ */
 
 /* Rounding to 13 bits is well below what a quantised table has lost already; float tables are left as they are. */
 static bool is_narrow(const dg_backend *backend) {
-    const dg_form form = dg_form_of(backend->kernels, &backend->model->token_embd);
-    return backend->kernels->has_narrow && (form.integer || form.tiles);
+    return backend->kernels->has_narrow && dg_form_of(backend->kernels, &backend->model->token_embd).integer;
 }
 
 static int64_t padded_embd(const dg_backend *backend) {
@@ -141,7 +148,7 @@ static void add_tile(const head_job *job, dg_thread *thread, const row_range *ra
                       .value_scales = thread->value_scales,
                       .values_stride = DG_HEAD_TOKENS,
                       .n_cols = padded_embd(backend),
-                      .n_sums = job->n,
+                      .n_sums = job->n_sums,
                       .sums = backend->soft_sums};
     for (int32_t r = 0; r < range->n; r++) {
         const dg_head_tile *t = &statistics[r * statistics_stride];
@@ -181,12 +188,44 @@ static void do_tile(const head_job *job, dg_thread *thread, const row_range *ran
     if (job->soft != NULL) add_tile(job, thread, range, tile, statistics, job->n_tiles);
 }
 
+/* The tiles from first_tile on, as many as make a span. */
+static void do_span(const head_job *job, dg_thread *thread, const row_range *range, int64_t first_tile) {
+    dg_backend *backend = job->backend;
+    const dg_model *model = backend->model;
+    const int64_t first = first_tile * DG_HEAD_TOKENS, left = model->n_vocab - first;
+    const dg_head_span span = {.table = &model->token_embd,
+                               .first = first,
+                               .n_tokens = left < DG_HEAD_SPAN ? (int32_t)left : DG_HEAD_SPAN,
+                               .rows = &range->rows,
+                               .z = job->z != NULL ? job->z + range->first * (int64_t)model->n_vocab : NULL,
+                               .z_stride = model->n_vocab,
+                               .softcap = model->logit_softcap,
+                               .temperature = job->temperature,
+                               .statistics = backend->head_tiles + range->first * job->n_tiles + first_tile,
+                               .statistics_stride = job->n_tiles,
+                               .running = job->soft != NULL ? backend->running + range->first : NULL,
+                               .negligible = (double)backend->params.soft_embedding_bound / (double)job->n_tiles,
+                               .sums = backend->soft_sums + place_of(job, range->first) * backend->kernels->lanes,
+                               .n_sums = job->n_sums,
+                               .scratch = thread->tiles};
+    backend->kernels->head_span(&span);
+}
+
+static int64_t tiles_at_once(const head_job *job) { return job->by_spans ? DG_HEAD_SPAN / DG_HEAD_TOKENS : 1; }
+
+static void do_tiles(const head_job *job, dg_thread *thread, const row_range *range, int64_t first_tile) {
+    if (job->by_spans)
+        do_span(job, thread, range, first_tile);
+    else
+        do_tile(job, thread, range, first_tile);
+}
+
 /* ---- The whole vocabulary ------------------------------------------------------------------------------------ */
 
-static void do_tile_for_all_rows(void *context, int64_t tile, int thread) {
+static void do_tiles_for_all_rows(void *context, int64_t item, int thread) {
     const head_job *job = context;
     const row_range all = rows_in_tiles(job, 0, job->rows.n_tiles);
-    do_tile(job, &job->backend->threads[thread], &all, tile);
+    do_tiles(job, &job->backend->threads[thread], &all, item * tiles_at_once(job));
 }
 
 /* Rows are shared out, not tokens: then each row's sums are added up in the order of tokens whatever the number of
@@ -196,7 +235,8 @@ static void do_all_tiles_for_some_rows(void *context, int64_t group, int thread)
     const int64_t n = job->rows.n_tiles;
     const int32_t first = (int32_t)(n * group / job->n_groups), end = (int32_t)(n * (group + 1) / job->n_groups);
     const row_range some = rows_in_tiles(job, first, end - first);
-    for (int64_t tile = 0; tile < job->n_tiles; tile++) do_tile(job, &job->backend->threads[thread], &some, tile);
+    for (int64_t tile = 0; tile < job->n_tiles; tile += tiles_at_once(job))
+        do_tiles(job, &job->backend->threads[thread], &some, tile);
 }
 
 static void finish_soft(void *context, int64_t row, int thread) {
@@ -205,18 +245,21 @@ static void finish_soft(void *context, int64_t row, int thread) {
     const int64_t n_embd = backend->model->n_embd, lanes = backend->kernels->lanes;
     const float factor = (float)(sqrt((double)n_embd) / backend->running[row].sum);
     for (int64_t c = 0; c < n_embd; c += lanes)
-        backend->kernels->scale(backend->soft_sums + c * job->n + row * lanes, factor,
+        backend->kernels->scale(backend->soft_sums + c * job->n_sums + place_of(job, row) * lanes, factor,
                                 n_embd - c < lanes ? n_embd - c : lanes, job->soft + row * n_embd + c);
 }
 
 static void run_head(head_job *job) {
     dg_backend *backend = job->backend;
     job->n_tiles = head_tiles(backend->model);
+    job->by_spans = dg_form_of(backend->kernels, &backend->model->token_embd).tiles && job->logits == NULL;
+    job->n_sums = job->by_spans ? (int64_t)job->rows.n_tiles * backend->kernels->tile_rows : job->n;
     if (job->soft == NULL) {
-        dg_pool_run(backend->pool, job->n_tiles, do_tile_for_all_rows, job);
+        const int64_t at_once = tiles_at_once(job);
+        dg_pool_run(backend->pool, (job->n_tiles + at_once - 1) / at_once, do_tiles_for_all_rows, job);
         return;
     }
-    memset(backend->soft_sums, 0, (size_t)(job->n * padded_embd(backend)) * sizeof(float));
+    memset(backend->soft_sums, 0, (size_t)(job->n_sums * padded_embd(backend)) * sizeof(float));
     for (int32_t r = 0; r < job->n; r++) backend->running[r] = (dg_running){.max = -INFINITY};
     job->statistics = true;
     job->n_groups = dg_pool_size(backend->pool);

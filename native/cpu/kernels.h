@@ -16,6 +16,8 @@
 #define DG_BLOCK 32         /* columns that share a scale in packed activations */
 #define DG_MAX_LANES 32     /* rows of a panel, of any instruction set */
 #define DG_MAX_TILE_ROWS 16 /* rows of a tile of activations, likewise */
+#define DG_HEAD_TOKENS 64   /* vocabulary entries whose statistics are kept together */
+#define DG_HEAD_SPAN 512    /* vocabulary entries of a span, a multiple of it */
 #define DG_TILED_FEATURES 128
 #define DG_TILED_SCRATCH (160 << 10)
 
@@ -117,6 +119,32 @@ typedef struct dg_head_tile {
     int32_t argmax; /* token of the first largest */
 } dg_head_tile;
 
+/* What is known of a row's softmax after some of the vocabulary. */
+typedef struct dg_running {
+    float max;
+    double sum; /* Σ exp(z − max) */
+} dg_running;
+
+/* Some consecutive tokens of the vocabulary. Its rows' logits are z = softcap · tanh(rows tableᵀ / softcap) /
+ * temperature. */
+typedef struct dg_head_span {
+    const dg_weight *table;
+    int64_t first;       /* token, a multiple of DG_HEAD_SPAN */
+    int32_t n_tokens;    /* at most DG_HEAD_SPAN */
+    const dg_rows *rows; /* in the form of tiles, unless z is given */
+    const float *z;      /* (rows->n, z_stride) logits made elsewhere, of the whole vocabulary; or NULL */
+    int64_t z_stride;
+    float softcap, temperature;
+    dg_head_tile *statistics; /* (rows->n, statistics_stride): of each DG_HEAD_TOKENS of them */
+    int64_t statistics_stride;
+    dg_running *running; /* (rows->n) before these tokens, then after them; NULL: no soft embedding is wanted */
+    double negligible;   /* share of a row's mass up to which DG_HEAD_TOKENS of them are left out of its sums */
+    float *sums;         /* (n_cols/lanes, n_sums, lanes), with tile_rows places for each tile of rows: Σ exp(z − max) ·
+                            table */
+    int64_t n_sums;
+    void *scratch; /* head_span_bytes(n_cols, rows->n_tiles) */
+} dg_head_span;
+
 typedef struct dg_cpu_kernels {
     const char *name;
     const char *backend_name; /* "cpu (name)" */
@@ -150,6 +178,11 @@ typedef struct dg_cpu_kernels {
      * names as next are fetched meanwhile. NULL for sets without tiles. */
     void (*multiply_tiled)(const dg_weight *weight, int64_t matrix, int64_t first_row, int32_t n, const dg_panel *panel,
                            const dg_rows *rows, void *scratch, float *out, int64_t out_stride);
+
+    /* The head of one span, where the form of `table` is tiles: a logit is, to the last bit, what `multiply` and
+     * `softcap` make. NULL for sets without tiles. */
+    void (*head_span)(const dg_head_span *span);
+    int64_t (*head_span_bytes)(int64_t n_cols, int32_t n_tiles);
 
     /* The rows of `panel` one after the other, columns padded with zeros to n_cols in all: lanes rows of
      * (n_cols/lanes, values_stride, lanes) floats, or, where `narrow`, lanes/2 rows of as many pairs of integers, two
