@@ -37,6 +37,7 @@ static dg_kv random_kv(const dg_cpu_kernels *kernels, const dg_layer *layer, int
 }
 
 int main(void) {
+    const char *isa = getenv("DGEMMA_ISA"); /* below it is changed for the reference */
     const int32_t types[] = {DG_TYPE_F32, DG_TYPE_F16, DG_TYPE_Q8_0};
     const int32_t pasts[2][3] = {{0, 512, 1023}, {0, 8192, 32512}};
     const dg_cpu_kernels *kernels = dg_cpu_kernels_choose();
@@ -75,7 +76,10 @@ int main(void) {
                 dg_cpu_backend.attend(slow.backend, slow.layer, slow.q, 1, slow.n_past, false, spans + (j.n_past == 0),
                                       1 + (j.n_past > 0), slow.out);
                 dg_cpu_backend.free(slow.backend);
-                unsetenv("DGEMMA_ISA");
+                if (isa != NULL)
+                    setenv("DGEMMA_ISA", isa, 1);
+                else
+                    unsetenv("DGEMMA_ISA");
                 bench_check("attention", bench_error(j.out, slow.out, model.n_heads * j.layer->head_dim),
                             types[i] == DG_TYPE_F32 ? 1e-5 : 1e-2);
                 free((void *)j.q), free(j.out), free(slow.out);

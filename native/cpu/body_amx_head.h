@@ -138,15 +138,15 @@ static void raise_max(const dg_head_span *span, const head_scratch *s, int32_t t
     running->sum *= (double)factor;
 }
 
-/* e (32 tokens, 16 rows) · factor[row] to a tile (16 rows, 32 tokens) of bfloat16. */
-static void turn_weights(const float *e, const float factor[ACTIVATION_ROWS], uint8_t *tile) {
+/* e (32, 16 rows; e_stride) · factor[row] to a tile (16 rows, 32) of bfloat16; without factors, as they are. */
+static void turn_weights(const float *e, int64_t e_stride, const float *factor, uint8_t *tile) {
     for (int r = 0; r < ACTIVATION_ROWS; r += 4, tile += 4 * BLOCK_BYTES) {
         vi low[4], high[4];
-        vi_load_rows((const uint8_t *)(e + r), ACTIVATION_ROWS * sizeof *e, low);
-        vi_load_rows((const uint8_t *)(e + 16 * ACTIVATION_ROWS + r), ACTIVATION_ROWS * sizeof *e, high);
+        vi_load_rows((const uint8_t *)(e + r), e_stride * (int64_t)sizeof *e, low);
+        vi_load_rows((const uint8_t *)(e + 16 * e_stride + r), e_stride * (int64_t)sizeof *e, high);
         UNROLL
         for (int k = 0; k < 4; k++) {
-            const vf factors = vf_set(factor[r + k]);
+            const vf factors = vf_set(factor != NULL ? factor[r + k] : 1.0f);
             _mm512_storeu_si512(tile + k * BLOCK_BYTES,
                                 (__m512i)_mm512_cvtne2ps_pbh(vf_mul(vf_from_bits(high[k]), factors),
                                                              vf_mul(vf_from_bits(low[k]), factors)));
@@ -186,7 +186,7 @@ static void weigh_tile(const dg_head_span *span, const head_scratch *s, int32_t 
     }
     memset(e + n_tokens * ACTIVATION_ROWS, 0, (size_t)(DG_HEAD_TOKENS - n_tokens) * ACTIVATION_ROWS * sizeof *e);
     for (int p = 0; p < PANELS_A_TILE; p++)
-        turn_weights(e + p * PANEL_LANES * ACTIVATION_ROWS, factor, weights + p * TILE_BYTES);
+        turn_weights(e + p * PANEL_LANES * ACTIVATION_ROWS, ACTIVATION_ROWS, factor, weights + p * TILE_BYTES);
 }
 
 /* ---- Sums of the soft embedding ---------------------------------------------------------------------------------- */

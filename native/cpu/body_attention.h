@@ -5,10 +5,14 @@
  * have to be transposed, the softmax needs no sums across lanes, and the weights of a key are read as broadcasts. */
 
 #define ATTENTION_ROWS (2 * LANES) /* query rows side by side */
-#define ROW_BLOCKS 4               /* as many blocks of them share what is done once for a tile of keys */
-#define ATTENTION_KEYS 64          /* keys in a tile */
-#define KEYS_AT_ONCE 4             /* keys whose scores are summed side by side in registers */
-#define ROWS_AT_ONCE 4             /* query rows whose values are summed side by side in registers */
+#if defined(HAS_TILES)
+#define ROW_BLOCKS 8 /* as many blocks of them share what is done once for a tile of keys */
+#else
+#define ROW_BLOCKS 4
+#endif
+#define ATTENTION_KEYS 64 /* keys in a tile */
+#define KEYS_AT_ONCE 4    /* keys whose scores are summed side by side in registers */
+#define ROWS_AT_ONCE 4    /* query rows whose values are summed side by side in registers */
 
 static int64_t floats_scratch(int32_t head_dim) {
     int64_t dim = (head_dim + LANES - 1) / LANES * LANES;
@@ -226,22 +230,27 @@ static void attend_floats(const dg_attention *a, int32_t first, int32_t n_rows, 
     write_attention(&s);
 }
 
-#if HAS_PAIRS
+/* Another form for caches of 16 bits or fewer. */
+#if defined(HAS_TILES)
+#include "cpu/body_amx_attention.h"
+#define COMPACT(function) tiles_##function
+#elif HAS_PAIRS
 #include "cpu/body_attention_pairs.h"
+#define COMPACT(function) pairs_##function
 #endif
 
 static int64_t attend_scratch(int32_t head_dim) {
     int64_t most = floats_scratch(head_dim);
-#if HAS_PAIRS
-    if (pairs_scratch(head_dim) > most) most = pairs_scratch(head_dim);
+#if defined(COMPACT)
+    if (COMPACT(scratch)(head_dim) > most) most = COMPACT(scratch)(head_dim);
 #endif
     return most;
 }
 
 static void attend(const dg_attention *a, int32_t first, int32_t n_rows, float *scratch) {
-#if HAS_PAIRS
+#if defined(COMPACT)
     if (a->type_k != DG_TYPE_F32 && a->type_v != DG_TYPE_F32) {
-        attend_pairs(a, first, n_rows, scratch);
+        COMPACT(attend)(a, first, n_rows, scratch);
         return;
     }
 #endif

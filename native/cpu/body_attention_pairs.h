@@ -203,7 +203,7 @@ static void add_pair_values(const pairs_block *b, const pairs_tile *t, int row, 
     }
 }
 
-static void attend_pairs(const dg_attention *a, int32_t first, int32_t n_rows, float *scratch) {
+static void pairs_attend(const dg_attention *a, int32_t first, int32_t n_rows, float *scratch) {
     const int64_t dim = (a->head_dim + LANES - 1) / LANES * LANES;
     pairs_block blocks[ROW_BLOCKS];
     pairs_tile t = {.key_stride = dim / 2};
