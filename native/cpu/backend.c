@@ -7,7 +7,6 @@
 #include "cpu/cpu.h"
 #include "error.h"
 #include "machine.h"
-#include "pages.h"
 
 #define ALIGNMENT 64
 
@@ -161,7 +160,7 @@ static dg_status create(const dg_backend_params *params, dg_backend **out, dg_er
     const int32_t n_threads = threads_of(params);
     const uint64_t n_bytes = scratch_bytes(params);
     b->threads = calloc((size_t)n_threads, sizeof *b->threads);
-    b->memory = dg_pages_allocate(n_bytes);
+    b->memory = aligned_alloc(ALIGNMENT, n_bytes);
     if (b->threads == NULL || b->memory == NULL) {
         status = dg_fail(error, DG_ERROR_OUT_OF_MEMORY,
                          "no memory for %.0f MiB of scratch; a smaller n_batch or fewer threads need less",
@@ -180,8 +179,9 @@ done:
 }
 
 static dg_status allocate(dg_backend *backend, dg_place place, uint64_t n_bytes, void **memory, dg_error *error) {
-    *memory = dg_pages_allocate(n_bytes);
-    if (*memory == NULL)
+    uint64_t rounded = (n_bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    *memory = NULL;
+    if (rounded < n_bytes || posix_memalign(memory, ALIGNMENT, rounded > 0 ? rounded : ALIGNMENT) != 0)
         return dg_fail(error, DG_ERROR_OUT_OF_MEMORY, "no memory for %.0f MiB", (double)n_bytes / (1 << 20));
     memset(*memory, 0, n_bytes);
     return DG_OK;
