@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import shutil
@@ -17,7 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from checkpoints import CHAT_TEMPLATE, SPECS, Spec, make_checkpoint
 from dgemma import _native
-from dgemma_convert import ConvertError, convert
+from dgemma_convert import ConvertError, cli, convert
+from dgemma_convert.metadata import folder_name
 from dgemma_convert.tensors import LAYER_ROWS, MODEL_ROWS
 
 PREFIX = "model.decoder."
@@ -493,3 +495,37 @@ def test_the_number_of_threads_changes_nothing(plain: Path, tmp_path: Path) -> N
     first = (tmp_path / "1.gguf").read_bytes()
     assert (tmp_path / "2.gguf").read_bytes() == first
     assert (tmp_path / "3.gguf").read_bytes() == first
+
+
+# ---- The command --------------------------------------------------------------------------------
+
+
+def test_command(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = Path(shutil.copytree(plain, tmp_path / "source")), tmp_path / "out"
+    out.mkdir()
+    parser = argparse.ArgumentParser()
+    subparsers = parser.add_subparsers()
+    cli.add_convert_parser(subparsers)
+    cli.add_synth_parser(subparsers)
+    words = ["convert", str(source), "--outtype", "Q8_0", "--outfile", str(out), "--json"]
+    args = parser.parse_args(words)
+    assert args.run(args) == 0
+    captured = capsys.readouterr()
+    report = json.loads(captured.out)
+    assert captured.err == ""  # progress only to a terminal
+    assert report["files"] == [str(out / "source-Q8_0.gguf")]
+    assert report["n_bytes"] == sum(tensor["n_bytes"] for tensor in report["tensors"])
+    assert report["left_out"][0]["what"] == "vision"
+    args = parser.parse_args([*words[:-1], "--dry-run"])
+    assert args.run(args) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[0] == "token_embd.weight"
+    assert lines[-3].startswith("would write ")
+    assert lines[-2].startswith("to run it: about ")
+    assert lines[-1].startswith("left out: ")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["convert", str(source), "--outtype", "q9_9"])
+    args = parser.parse_args(["convert", "no such repository", "--remote"])
+    with pytest.raises(ConvertError, match="no such repository: downloading failed"):
+        args.run(args)
+    assert folder_name(Path("a/models--org--name/snapshots/0123")) == "name"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import errno
 import json
 import os
@@ -24,8 +23,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dgemma_convert import ConvertError, cli, convert, encode
-from dgemma_convert.metadata import folder_name
+from dgemma_convert import ConvertError, convert, encode
 from dgemma_convert.safetensors_file import SafetensorsFile
 from dgemma_convert.writer import parse_size
 
@@ -672,35 +670,3 @@ def test_memory_is_bounded_by_a_slice(checkpoint: Callable[[str], Path], tmp_pat
     assert int(result.stdout) * 1024 < 400 << 20
     reader = gguf.GGUFReader(tmp_path / "model.gguf")
     assert reader.tensors[0].n_bytes == n_rows * 68
-
-
-# ---- The command --------------------------------------------------------------------------------
-
-
-def test_command(source: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    parser = argparse.ArgumentParser()
-    subparsers = parser.add_subparsers()
-    cli.add_convert_parser(subparsers)
-    cli.add_synth_parser(subparsers)
-    words = ["convert", str(source), "--outtype", "Q8_0", "--outfile", str(out), "--json"]
-    args = parser.parse_args(words)
-    assert args.run(args) == 0
-    captured = capsys.readouterr()
-    report = json.loads(captured.out)
-    assert captured.err == ""  # progress only to a terminal
-    assert report["files"] == [str(out / "source-Q8_0.gguf")]
-    assert report["n_bytes"] == sum(tensor["n_bytes"] for tensor in report["tensors"])
-    assert report["left_out"][0]["what"] == "vision"
-    args = parser.parse_args([*words[:-1], "--dry-run"])
-    assert args.run(args) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split()[0] == "token_embd.weight"
-    assert lines[-3].startswith("would write ")
-    assert lines[-2].startswith("to run it: about ")
-    assert lines[-1].startswith("left out: ")
-    with pytest.raises(SystemExit):
-        parser.parse_args(["convert", str(source), "--outtype", "q9_9"])
-    args = parser.parse_args(["convert", "no such repository", "--remote"])
-    with pytest.raises(ConvertError, match="no such repository: downloading failed"):
-        args.run(args)
-    assert folder_name(Path("a/models--org--name/snapshots/0123")) == "name"
