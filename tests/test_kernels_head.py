@@ -85,3 +85,29 @@ def test_soft_embedding(kernels: ctypes.CDLL, name: str, n_embd: int, bound: flo
     assert status == 0
     expected = softmax(z.astype(np.float64)) @ table * np.sqrt(n_embd)
     assert api.relative_error(soft.read(), expected) <= (1e-5 if name == "f32" else 1e-2)
+
+
+@pytest.mark.parametrize(("name", "n_embd"), [("f32", 40), ("q4_0", 96), ("q6_k", 512)])
+@pytest.mark.parametrize("bound", [0.0, 1e-6, 1e-3])
+def test_soft_embedding_of_one_row(
+    kernels: ctypes.CDLL, name: str, n_embd: int, bound: float
+) -> None:
+    """Tokens that a row leaves out stay out, to the last bit, where its neighbours want them."""
+    rng = np.random.default_rng(n_embd)
+    n, n_vocab = 37, 3001
+    params, _, _, _alive = api.head_params(rng, name, n_vocab, n_embd, n, bound)
+    sharpness = rng.permutation(np.geomspace(0.1, 40, n))[:, None]
+    z = (rng.normal(0, 1, (n, n_vocab)) * sharpness).astype(np.float32)
+
+    def soft_of(rows: np.ndarray) -> np.ndarray:
+        soft, some = api.Output(len(rows), n_embd), np.ascontiguousarray(z[rows])
+        status = kernels.test_soft_embedding(
+            ctypes.byref(params), api.pointer(some), len(rows), soft.pointer
+        )
+        assert status == 0
+        return soft.read()
+
+    together = soft_of(np.arange(n))
+    assert (soft_of(np.arange(n)[::-1]) == together[::-1]).all()
+    for row in range(n):
+        assert (soft_of(np.array([row])) == together[row]).all()
