@@ -16,6 +16,12 @@
 #else
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
+/* For loops whose sums stay in registers: gcc copies each of them at the end of a round. */
+#if defined(__clang__)
+#define UNROLL_ROUNDS _Pragma("clang loop unroll_count(8)")
+#else
+#define UNROLL_ROUNDS _Pragma("GCC unroll 8")
+#endif
 
 /* macro(1) macro(2) … macro(TILE_ROWS): code for tiles of every number of rows */
 #if TILE_ROWS == 1

@@ -118,6 +118,7 @@ ALWAYS_INLINE void add_pair_scores_of(const int n_keys, const int32_t *q, const 
         vi sum[PAIR_KEYS][2];
         UNROLL
         for (int j = 0; j < n_keys; j++) sum[j][0] = sum[j][1] = vi_set(0);
+        UNROLL_ROUNDS
         for (int32_t d = first; d < end; d++) {
             vi q0 = vi_load(q + d * ATTENTION_ROWS), q1 = vi_load(q + d * ATTENTION_ROWS + LANES);
             UNROLL
@@ -183,6 +184,7 @@ static void add_pair_values(const pairs_block *b, const pairs_tile *t, int row, 
         vi sum[PAIR_ROWS][2];
         UNROLL
         for (int r = 0; r < PAIR_ROWS; r++) sum[r][0] = sum[r][1] = vi_set(0);
+        UNROLL_ROUNDS
         for (int32_t j = 0; j < n_pairs; j++) {
             vi v0 = vi_load(t->values + j * dim + d), v1 = vi_load(t->values + j * dim + second);
             UNROLL

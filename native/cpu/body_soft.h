@@ -105,6 +105,22 @@ static float pack_weights(const float *weights, int32_t n_tokens, bool narrow, i
     return 1.0f;
 }
 
+#if HAS_PAIRS
+/* One pair of tokens for n_rows rows. */
+ALWAYS_INLINE void add_pairs(const int n_rows, const uint32_t *values, const uint32_t *weights,
+                             vi sum[TILE_ROWS][VECTORS]) {
+    vi value[VECTORS];
+    UNROLL
+    for (int v = 0; v < VECTORS; v++) value[v] = vi_load(values + v * LANES);
+    UNROLL
+    for (int t = 0; t < n_rows; t++) {
+        vi weight = vi_set((int32_t)weights[t]);
+        UNROLL
+        for (int v = 0; v < VECTORS; v++) sum[t][v] = vi_dot2(sum[t][v], value[v], weight);
+    }
+}
+#endif
+
 /* One panel's width of columns for up to TILE_ROWS rows: those from `first` on, the columns of `values`. */
 ALWAYS_INLINE void add_weighted_rows(const int n_rows, const bool narrow, const dg_soft_tile *tile, int32_t n_words,
                                      int32_t first, const uint32_t *values, const float *value_scales, float *sums) {
@@ -126,17 +142,15 @@ ALWAYS_INLINE void add_weighted_rows(const int n_rows, const bool narrow, const 
             UNROLL
             for (int v = 0; v < VECTORS; v++) sum[t][v] = vi_set(0);
         }
-        for (int32_t i = done; i < end; i++, values += PANEL_LANES, w += TILE_ROWS) {
-            vi value[VECTORS];
+        if (end - done == PANEL_LANES / 2) {
             UNROLL
-            for (int v = 0; v < VECTORS; v++) value[v] = vi_load(values + v * LANES);
-            UNROLL
-            for (int t = 0; t < n_rows; t++) {
-                vi weight = vi_set((int32_t)w[t]);
-                UNROLL
-                for (int v = 0; v < VECTORS; v++) sum[t][v] = vi_dot2(sum[t][v], value[v], weight);
-            }
+            for (int i = 0; i < PANEL_LANES / 2; i++)
+                add_pairs(n_rows, values + i * PANEL_LANES, w + i * TILE_ROWS, sum);
+        } else {
+            for (int i = 0; i < end - done; i++) add_pairs(n_rows, values + i * PANEL_LANES, w + i * TILE_ROWS, sum);
         }
+        values += (end - done) * PANEL_LANES;
+        w += (end - done) * TILE_ROWS;
         UNROLL
         for (int t = 0; t < n_rows; t++) {
             const vf scale = vf_set(*value_scales * tile->weight_scales[first + t]);
