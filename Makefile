@@ -22,18 +22,18 @@ test: lint $(VENV)/tests-installed
 
 # All cases of the CUDA backend in an emulation of the device; `make test` runs some of them.
 test-cuda: $(VENV)/tests-installed
-	$(BIN)/python -m pytest -q tests/test_cuda*.py
+	$(BIN)/python -m pytest -q tests/cuda
 
 # The same files in llama.cpp, through a package that compiles it: minutes, and apart for that reason.
 test-interchange: $(VENV)/tests-installed
 	$(BIN)/pip install --quiet llama-cpp-python==0.3.36
-	$(BIN)/python -m pytest -q tests/test_interchange.py
+	$(BIN)/python -m pytest -q tests/interchange
 
 # The C tests, and the Python tests of everything that reads untrusted bytes, under AddressSanitizer and UBSan; sessions at
 # once under ThreadSanitizer.
 sanitize: $(VENV)/tests-installed $(TINY)
-	tests/sanitize.sh
-	tests/sanitize_threads.sh $(TINY)
+	tests/native/sanitize.sh
+	tests/native/sanitize_threads.sh $(TINY)
 
 lint: $(VENV)/tests-installed
 	$(BIN)/ruff check .

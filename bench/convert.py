@@ -34,7 +34,7 @@ from dgemma import _native
 from dgemma_convert.config import ModelConfig
 from dgemma_convert.synth import PRESETS
 from dgemma_convert.tensors import MODEL_ROWS, layer_rows, row_shape
-from gemma4_tokenizer import write_tokenizer
+from support.gemma4_tokenizer import write_tokenizer
 
 PROGRAM = "import sys; from dgemma.cli import main; sys.exit(main())"
 # Random weights, repeated: drawing 2 billion takes longer than all that is measured.

@@ -3,7 +3,7 @@
     python bench/fp4_activations.py
 
 A term of NVFP4 is E2M1 with an E4M3 scale for each 16 values, after one float32 factor per row
-(native/cuda/format_fp4.cuh); int8 and E4M3 have a float32 scale for each 32. Printed is the
+(native/cuda/formats/fp4.cuh); int8 and E4M3 have a float32 scale for each 32. Printed is the
 root mean square of the error of a row of 2816, as a share of that of its values.
 """
 

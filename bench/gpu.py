@@ -340,7 +340,7 @@ def pytest_stage(run: Run) -> str | None:
     needed = "import pytest, transformers, gguf, dgemma._native"
     if subprocess.run([sys.executable, "-c", needed], capture_output=True, check=False).returncode:
         return "left out: the package and its test extra are not installed"
-    tests = [REPOSITORY / "tests" / f"test_cuda{part}.py" for part in ("", "_canvas")]
+    tests = [REPOSITORY / "tests" / "cuda" / f"test_{part}.py" for part in ("cuda", "canvas")]
     run.command(
         [sys.executable, "-m", "pytest", "-q", *tests], DGEMMA_TEST_CUDA=str(run.backend_file)
     )

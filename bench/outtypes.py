@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 
 import dgemma
-from dgemma.calibration import gather
 from dgemma.evaluation import Case, Predictions, ask, read_questions, summarize
-from dgemma.plot import Series, chart
+from dgemma.evaluation.calibration import gather
+from dgemma.evaluation.plot import Series, chart
 from dgemma_convert import convert
 from dgemma_convert.importance import save_importance
 from dgemma_convert.policy import DEFAULT_MIX, MIXES
@@ -131,7 +131,7 @@ def random_checkpoint(folder: Path) -> Path:
     The final norm is weak: a random network mostly repeats its input, and is otherwise too sure of
     it for a divergence to be seen.
     """
-    from checkpoints import Spec, make_checkpoint
+    from support.checkpoints import Spec, make_checkpoint
 
     spec = Spec("wide", hidden=512, layers="sfsf", heads=8, head_dim=64, kv_heads=4,
                 full_head_dim=128, full_kv_heads=1, mlp=352, experts=24, top_k=4, expert_mlp=224,

@@ -31,7 +31,7 @@ def tiny() -> Path:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Folder of a random checkpoint, by the name of its spec in checkpoints.py."""
-    from checkpoints import CALM, SPECS, make_checkpoint
+    from support.checkpoints import CALM, SPECS, make_checkpoint
 
     @functools.cache
     def folder(name: str) -> Path:
@@ -43,7 +43,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 @pytest.fixture(scope="session")
 def reference(checkpoint: Callable[[str], Path]) -> Callable[[str], object]:
     """A fresh conversation with the reference for a spec's checkpoint (reference.Reference)."""
-    from reference import Reference
+    from support.reference import Reference
 
     @functools.cache
     def load(name: str) -> Reference:
@@ -87,7 +87,7 @@ def tiny_gguf(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(tiny_gguf: Path) -> Iterator[str]:
     """Address of a server with a key and a queue of two, for one file of tests."""
-    from serving import KEY, running
+    from support.serving import KEY, running
 
     with running(tiny_gguf, "--api-key", KEY, "--max-queue", 2) as (address, _):
         yield address
@@ -98,7 +98,7 @@ def http(server: str) -> Iterator[httpx.Client]:
     """A client of it that has the key."""
     import httpx
 
-    from serving import KEY
+    from support.serving import KEY
 
     headers = {"Authorization": f"Bearer {KEY}"}
     with httpx.Client(base_url=server, headers=headers, timeout=120, trust_env=False) as client:
@@ -126,7 +126,7 @@ def gemma4() -> Path:
 @pytest.fixture(scope="session")
 def cuda_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """libdgemma_cuda.so: the one named by DGEMMA_TEST_CUDA, or one that emulates the device."""
-    import cuda_device
+    from support import cuda_device
 
     named = os.environ.get("DGEMMA_TEST_CUDA")
     return Path(named) if named else cuda_device.build(tmp_path_factory.mktemp("cuda"))
@@ -135,7 +135,7 @@ def cuda_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def cuda(cuda_library: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Opens a model on the device; options as of engine.open_model."""
-    from engine import open_model
+    from support.engine import open_model
 
     monkeypatch.setenv("DGEMMA_CUDA_LIBRARY", str(cuda_library))
     return lambda path, **options: open_model(path, **{"backend": "cuda", "n_ctx": 256, **options})
@@ -144,7 +144,7 @@ def cuda(cuda_library: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., A
 @pytest.fixture
 def device(cuda_library: Path) -> Iterator[Any]:
     """The emulated device (cuda_device.Device), whole again afterwards."""
-    import cuda_device
+    from support import cuda_device
 
     if "DGEMMA_TEST_CUDA" in os.environ:
         pytest.skip("steers the emulated device")
@@ -158,7 +158,7 @@ def device(cuda_library: Path) -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def kernel_library() -> ctypes.CDLL:
     """The CPU kernels as plain functions (kernel_api)."""
-    import kernel_api
+    from support import kernel_api
 
     return kernel_api.load()
 

@@ -12,9 +12,9 @@
 #include <string.h>
 #include <time.h>
 
-#include "backend.h"
-#include "cpu/kernels.h"
-#include "pages.h"
+#include "base/pages.h"
+#include "cpu/kernels/kernels.h"
+#include "device/backend.h"
 #include "quant/float.h"
 #include "quant/quant.h"
 

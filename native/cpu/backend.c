@@ -1,12 +1,12 @@
 /* A session's view of the processor: its threads, and its scratch memory in one allocation. */
-#include "backend.h"
+#include "device/backend.h"
 
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/error.h"
+#include "base/machine.h"
 #include "cpu/cpu.h"
-#include "error.h"
-#include "machine.h"
 
 #define ALIGNMENT 64
 

@@ -2,9 +2,9 @@
 #ifndef DG_CPU_H
 #define DG_CPU_H
 
-#include "backend.h"
-#include "cpu/kernels.h"
-#include "threads.h"
+#include "base/threads.h"
+#include "cpu/kernels/kernels.h"
+#include "device/backend.h"
 
 #define DG_FEATURES 64 /* output features of a gated MLP that are made, and packed again, at a time */
 
@@ -73,7 +73,7 @@ struct dg_backend {
     int32_t *candidates;      /* (canvas_length) */
     int32_t *order;           /* (canvas_length) */
     float *uniforms;          /* (canvas_length) */
-    float *soft_sums;         /* (padded n_embd / lanes, canvas_length and padding, lanes) Σ exp(z − max) · embedding */
+    float *soft_sums; /* (padded n_embd / lanes, canvas_length and padding, lanes) Σ exp(z − max) · embedding */
 };
 
 /* ---- matmul.c ---- */

@@ -4,9 +4,9 @@
 #include <string.h>
 #include <time.h>
 
-#include "cpu/kernels.h"
-#include "error.h"
-#include "threads.h"
+#include "base/error.h"
+#include "base/threads.h"
+#include "cpu/kernels/kernels.h"
 
 #define SECONDS_EACH 0.2
 #define READ_BYTES ((int64_t)512 << 20) /* far larger than the caches */

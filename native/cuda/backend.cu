@@ -1,7 +1,7 @@
 /* The operations of backend.h, each a few launches. */
-#include "weights.cuh"
+#include "cuda/weights.cuh"
 
-#include "recording.cuh"
+#include "cuda/recording.cuh"
 
 #include <math.h>
 #include <new>

@@ -4,11 +4,11 @@
 #define DG_CUDA_DEVICE_CUH
 
 extern "C" {
-#include "error.h"
+#include "base/error.h"
 }
 
-#include "formats.cuh"
-#include "pack.cuh"
+#include "cuda/formats/formats.cuh"
+#include "cuda/pack.cuh"
 
 /* Where work goes. */
 struct Queue {
@@ -20,9 +20,10 @@ static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /* ---- matmul.cu ------------------------------------------------------------------------------------------------ */
 
-/* The result of one or more products side by side, as sums over splits of the columns. Whoever reads it adds them up. */
+/* The result of one or more products side by side, as sums over splits of the columns. Whoever reads it adds them up.
+ */
 struct Partials {
-    float *values; /* (n_splits, n, n_columns) */
+    float *values;    /* (n_splits, n, n_columns) */
     int64_t capacity; /* floats behind `values` */
     int n_splits;
     int n;
@@ -112,7 +113,7 @@ void attend(const Queue &queue, const AttentionTask &task);
 struct MoeTask {
     const dg_model *model;
     const dg_moe *moe;
-    Activations x; /* (n, n_embd), normed for the experts */
+    Activations x;          /* (n, n_embd), normed for the experts */
     Partials router_logits; /* (n, n_experts) */
     int n;
     MoeScratch scratch;
@@ -150,8 +151,8 @@ void settle(const Queue &queue, const dg_cuda_canvas &canvas, int n);
 /* The dense soft embedding of the tokens that head.cu has marked with n_looks = −1. */
 void soften_dense(const Queue &queue, const HeadTask &task);
 
-/* The same of given z, chunk by chunk: begin; the statistics of all chunks; then the sums of all chunks; end. A chunk of
- * `count` ≤ kGivenChunk columns is put at given_chunk(task) as (n, kGivenChunk) before each call. */
+/* The same of given z, chunk by chunk: begin; the statistics of all chunks; then the sums of all chunks; end. A chunk
+ * of `count` ≤ kGivenChunk columns is put at given_chunk(task) as (n, kGivenChunk) before each call. */
 constexpr int kGivenChunk = kVocabularyChunk / 4;
 float *given_chunk(const HeadTask &task);
 void soften_begin(const Queue &queue, const HeadTask &task);

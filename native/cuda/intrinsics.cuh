@@ -1,7 +1,7 @@
 /* Every instruction that C++ has no name for, and the launch of a kernel.
  *
  * The kernels contain no PTX besides this header, so that they also compile against an emulation of the execution model
- * on the CPU (tests/cuda_emulation), which has its own version of these few functions. */
+ * on the CPU (tests/cuda/emulation), which has its own version of these few functions. */
 #ifndef DG_CUDA_INTRINSICS_CUH
 #define DG_CUDA_INTRINSICS_CUH
 
@@ -24,7 +24,7 @@ static inline void collect_launch_times() {}
 #include <cuda_fp16.h>
 
 #ifdef DGEMMA_CUDA_TIMING
-#include "timing.cuh"
+#include "cuda/timing.cuh"
 #endif
 
 static __device__ __forceinline__ float half_to_float(uint16_t h) { return __half2float(__ushort_as_half(h)); }
@@ -76,22 +76,24 @@ static __device__ __forceinline__ void mma_tf32_k8(float (&c)[4], const uint32_t
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-/* c (16, 8) += a (16, 64) b (64, 8) of E2M1, each 16 columns of a row of either times an E4M3 scale. `scale_a`: the four
- * scales of row g from even lanes and of row g + 8 from odd ones; `scale_b`: those of column g. Only the instruction sets
- * of sm_120a and sm_121a have it; elsewhere nothing may call it. */
+/* c (16, 8) += a (16, 64) b (64, 8) of E2M1, each 16 columns of a row of either times an E4M3 scale. `scale_a`: the
+ * four scales of row g from even lanes and of row g + 8 from odd ones; `scale_b`: those of column g. Only the
+ * instruction sets of sm_120a and sm_121a have it; elsewhere nothing may call it. */
 #if defined(__CUDA_ARCH_FEAT_SM120_ALL) || defined(__CUDA_ARCH_FEAT_SM121_ALL)
 constexpr bool kHasFp4Mma = true;
 #else
 constexpr bool kHasFp4Mma = false;
 #endif
-static __device__ __forceinline__ void mma_fp4_k64(float (&c)[4], const uint32_t *a, uint32_t scale_a, const uint32_t *b,
-                                                   uint32_t scale_b) {
+static __device__ __forceinline__ void mma_fp4_k64(float (&c)[4], const uint32_t *a, uint32_t scale_a,
+                                                   const uint32_t *b, uint32_t scale_b) {
 #if defined(__CUDA_ARCH_FEAT_SM120_ALL) || defined(__CUDA_ARCH_FEAT_SM121_ALL)
-    /* The zeros choose byte 0 onward of the scales of the first pair of lanes (a) and the first lane (b) of each four. */
+    /* The zeros choose byte 0 onward of the scales of the first pair of lanes (a) and the first lane (b) of each four.
+     */
     asm("mma.sync.aligned.kind::mxf4nvf4.block_scale.scale_vec::4X.m16n8k64.row.col.f32.e2m1.e2m1.f32.ue4m3 "
         "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3}, {%10}, {%12,%12}, {%11}, {%12,%12};\n"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(scale_a), "r"(scale_b), "h"((uint16_t)0));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(scale_a), "r"(scale_b),
+          "h"((uint16_t)0));
 #else
     __trap();
 #endif
@@ -126,10 +128,10 @@ template <class T> static __device__ __forceinline__ T *shared_memory() {
     return reinterpret_cast<T *>(dynamic_shared_memory);
 }
 
-/* To be called by every kernel before anything else. From sm_90 on a kernel may be launched while the one before it in the
- * stream still runs (launch, below): it waits here until that one has ended and its results can be seen, and lets the next
- * one be launched when all of its own blocks have come here. So launches cost no time between kernels, and since each
- * kernel waits for its predecessor as a whole, none can overtake. */
+/* To be called by every kernel before anything else. From sm_90 on a kernel may be launched while the one before it in
+ * the stream still runs (launch, below): it waits here until that one has ended and its results can be seen, and lets
+ * the next one be launched when all of its own blocks have come here. So launches cost no time between kernels, and
+ * since each kernel waits for its predecessor as a whole, none can overtake. */
 static __device__ __forceinline__ void wait_for_predecessor() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;\n" ::: "memory");

@@ -1,8 +1,8 @@
-#include "layout.h"
+#include "cuda/layout.h"
 
 #include <stdlib.h>
 
-#include "error.h"
+#include "base/error.h"
 
 #define ALIGNMENT 256
 

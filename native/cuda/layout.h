@@ -11,27 +11,30 @@
 extern "C" {
 #else
 #define DG_CONSTANT(name, value) enum { name = value }
-typedef struct float4 { float x, y, z, w; } float4; /* CUDA's */
+typedef struct float4 {
+    float x, y, z, w;
+} float4; /* CUDA's */
 #endif
 
-#include "backend.h"
+#include "device/backend.h"
 
-DG_CONSTANT(kTileRows, 16); /* of a tile of weights */
+DG_CONSTANT(kTileRows, 16);    /* of a tile of weights */
 DG_CONSTANT(kProductRows, 64); /* of a block of a dense product: matmul.cuh */
 DG_CONSTANT(kProductTokens, 128);
-DG_CONSTANT(kProductSplits, 8);  /* most shares of the columns, of a dense product */
-DG_CONSTANT(kAttentionPartials, 2);  /* shares of the keys, of whose results all rows' fit into the scratch */
-DG_CONSTANT(kWorkTokens, 32);        /* of a block of an expert's product */
-DG_CONSTANT(kMaxLooks, 32);          /* vocabulary tiles that a narrow distribution may lie in */
-DG_CONSTANT(kVocabularyTile, 64);    /* tokens */
+DG_CONSTANT(kProductSplits, 8);       /* most shares of the columns, of a dense product */
+DG_CONSTANT(kAttentionPartials, 2);   /* shares of the keys, of whose results all rows' fit into the scratch */
+DG_CONSTANT(kWorkTokens, 32);         /* of a block of an expert's product */
+DG_CONSTANT(kMaxLooks, 32);           /* vocabulary tiles that a narrow distribution may lie in */
+DG_CONSTANT(kVocabularyTile, 64);     /* tokens */
 DG_CONSTANT(kVocabularyChunk, 65536); /* tokens that the dense soft embedding takes at a time */
-DG_CONSTANT(kMaxCanvas, 2048); /* tokens, of which one block settles all */
+DG_CONSTANT(kMaxCanvas, 2048);        /* tokens, of which one block settles all */
 DG_CONSTANT(kSoftSplits, 3);
 DG_CONSTANT(kSoftTokens, 128); /* of a block of the dense soft embedding */
 
 /* ---- Weights -------------------------------------------------------------------------------------------------- */
 
-/* What stands in dg_weight.type for NVFP4 that lies in device memory as the matrix units of sm_120 and sm_121 read it. */
+/* What stands in dg_weight.type for NVFP4 that lies in device memory as the matrix units of sm_120 and sm_121 read it.
+ */
 #define DG_CUDA_TYPE_FP4 (1 << 16 | DG_TYPE_NVFP4)
 
 /* X(type, its format in formats.cuh, columns and bytes of a tile, bytes of the header of each four tiles) */
@@ -83,9 +86,9 @@ typedef struct dg_cuda_item {
 typedef struct dg_cuda_weights {
     dg_cuda_item *items; /* (n); to be freed with free() */
     int32_t n, capacity;
-    uint64_t frequencies;       /* offset in the arena: (n_layers, frequency_stride) floats, of the rotation */
+    uint64_t frequencies; /* offset in the arena: (n_layers, frequency_stride) floats, of the rotation */
     int32_t frequency_stride;
-    uint64_t bytes;             /* of the arena */
+    uint64_t bytes; /* of the arena */
 } dg_cuda_weights;
 
 /* Plans the arena of everything in `model` that is not marked on_cpu. The pointers named are those of `model` and its
@@ -102,11 +105,11 @@ uint64_t dg_cuda_weight_bytes(dg_model *model);
 /* Rows of activations as the products read them, for one kind of weights or another: formats.cuh. NULL where no weight
  * has the kind. */
 typedef struct Activations {
-    int8_t *codes;  /* (n, k_tiles, 2, 32) */
-    float *scales;  /* (n, k_tiles, 2) */
-    float *sums;    /* (n, k_tiles, 2) scale · Σ codes: what a weight's minimum is multiplied by */
-    float *values;  /* (n, k_tiles, 16) */
-    uint8_t *terms; /* (n, k_tiles, 2, 32) */
+    int8_t *codes;           /* (n, k_tiles, 2, 32) */
+    float *scales;           /* (n, k_tiles, 2) */
+    float *sums;             /* (n, k_tiles, 2) scale · Σ codes: what a weight's minimum is multiplied by */
+    float *values;           /* (n, k_tiles, 16) */
+    uint8_t *terms;          /* (n, k_tiles, 2, 32) */
     uint32_t *term_scales;   /* (n, k_tiles, 2) */
     float *term_multipliers; /* (n) what a row's products are to be multiplied by */
 } Activations;
@@ -132,44 +135,44 @@ typedef struct HeadRow {
 } HeadRow;
 
 typedef struct HeadScratch {
-    float4 *statistics;   /* (n, n_tiles): of each vocabulary tile; see head.cu. In the place of `chunk` */
-    HeadRow *rows;        /* (n) */
-    float *look_weights;  /* (n, kMaxLooks, kVocabularyTile) probabilities */
-    int32_t *any_dense;   /* (n / kSoftTokens) whether a token of the block needs the dense form */
-    uint16_t *chunk;      /* (n, kVocabularyChunk) float16; see soften.cu */
-    float *soft_sums;     /* (kSoftSplits, n, n_embd) */
+    float4 *statistics;  /* (n, n_tiles): of each vocabulary tile; see head.cu. In the place of `chunk` */
+    HeadRow *rows;       /* (n) */
+    float *look_weights; /* (n, kMaxLooks, kVocabularyTile) probabilities */
+    int32_t *any_dense;  /* (n / kSoftTokens) whether a token of the block needs the dense form */
+    uint16_t *chunk;     /* (n, kVocabularyChunk) float16; see soften.cu */
+    float *soft_sums;    /* (kSoftSplits, n, n_embd) */
 } HeadScratch;
 
 /* A canvas under way. One copy brings all that begins with it, from `rules` to `entropies`; another fetches what a step
  * has made of it, from `progress` on. On the host these are in pinned memory, laid out in the same way. */
 typedef struct dg_cuda_canvas {
     dg_canvas_rules *rules;
-    int32_t *pinned;              /* (n) fields are those of dg_canvas */
+    int32_t *pinned; /* (n) fields are those of dg_canvas */
     dg_canvas_progress *progress;
-    int32_t *ids;                 /* (n) */
-    int32_t *draft;               /* (n) */
-    float *entropies;             /* (n) */
-    int32_t *argmax;              /* (n) of the head */
-    int32_t *candidates;          /* (n) */
-    int32_t *recorded;            /* (2, n) candidates and fresh tokens in place of drawn ones, where rules->recorded */
+    int32_t *ids;        /* (n) */
+    int32_t *draft;      /* (n) */
+    float *entropies;    /* (n) */
+    int32_t *argmax;     /* (n) of the head */
+    int32_t *candidates; /* (n) */
+    int32_t *recorded;   /* (2, n) candidates and fresh tokens in place of drawn ones, where rules->recorded */
 } dg_cuda_canvas;
 
 typedef struct dg_cuda_scratch {
-    int32_t *ids;           /* (max_rows) */
-    Activations x;          /* (max_rows, widest input of a product) */
+    int32_t *ids;  /* (max_rows) */
+    Activations x; /* (max_rows, widest input of a product) */
     dg_cuda_canvas canvas;
     /* No operation uses two of the following: they lie in the same place. */
     struct {
-        float *partials;    /* (partials_floats) */
+        float *partials; /* (partials_floats) */
         int64_t partials_floats;
     } products;
     struct {
-        float *partials;    /* (partials_floats) */
+        float *partials; /* (partials_floats) */
         int64_t partials_floats;
     } attention;
-    struct {                /* NULL where every expert is on the CPU */
-        Activations x;      /* (max_rows, n_embd) of the router */
-        float *partials;    /* (partials_floats) of its logits */
+    struct {             /* NULL where every expert is on the CPU */
+        Activations x;   /* (max_rows, n_embd) of the router */
+        float *partials; /* (partials_floats) of its logits */
         int64_t partials_floats;
         MoeScratch moe;
     } experts;
@@ -181,7 +184,8 @@ typedef struct dg_cuda_scratch {
 uint64_t dg_cuda_lay_out_scratch(const dg_backend_params *params, int32_t n_multiprocessors, char *base,
                                  dg_cuda_scratch *scratch);
 
-/* Divides the memory at `base`, which must be aligned, among the fields of a canvas of n tokens. Returns the bytes in all. */
+/* Divides the memory at `base`, which must be aligned, among the fields of a canvas of n tokens. Returns the bytes in
+ * all. */
 uint64_t dg_cuda_lay_out_canvas(int32_t n, char *base, dg_cuda_canvas *canvas);
 
 /* Most entries of the experts' work list. */

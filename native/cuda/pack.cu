@@ -1,5 +1,5 @@
 /* Element by element: it happens once for each weight, while the file comes in at the speed of the bus. */
-#include "pack.cuh"
+#include "cuda/pack.cuh"
 
 namespace {
 
@@ -19,27 +19,33 @@ __device__ int raw_code(int type, const uint8_t *row, int64_t column) {
     int e = (int)(column % 32), k = (int)(column % 256);
     const uint8_t *b;
     switch (type) {
-    case DG_TYPE_Q4_0: return nibble_of_32(row + column / 32 * sizeof(dg_block_q4_0) + 2, e) ^ 8;
-    case DG_TYPE_IQ4_NL: return nibble_of_32(row + column / 32 * sizeof(dg_block_iq4_nl) + 2, e);
-    case DG_TYPE_Q4_1: return nibble_of_32(row + column / 32 * sizeof(dg_block_q4_1) + 4, e);
+    case DG_TYPE_Q4_0:
+        return nibble_of_32(row + column / 32 * sizeof(dg_block_q4_0) + 2, e) ^ 8;
+    case DG_TYPE_IQ4_NL:
+        return nibble_of_32(row + column / 32 * sizeof(dg_block_iq4_nl) + 2, e);
+    case DG_TYPE_Q4_1:
+        return nibble_of_32(row + column / 32 * sizeof(dg_block_q4_1) + 4, e);
     case DG_TYPE_Q5_0:
         b = row + column / 32 * sizeof(dg_block_q5_0);
         return (nibble_of_32(b + 6, e) | (int)(load_32(b + 2) >> e & 1) << 4) ^ 16;
     case DG_TYPE_Q5_1:
         b = row + column / 32 * sizeof(dg_block_q5_1);
         return nibble_of_32(b + 8, e) | (int)(load_32(b + 4) >> e & 1) << 4;
-    case DG_TYPE_Q8_0: return (int8_t)row[column / 32 * sizeof(dg_block_q8_0) + 2 + e];
+    case DG_TYPE_Q8_0:
+        return (int8_t)row[column / 32 * sizeof(dg_block_q8_0) + 2 + e];
     case DG_TYPE_NVFP4:
     case DG_CUDA_TYPE_FP4:
         b = row + column / 64 * sizeof(dg_block_nvfp4) + 4 + column % 64 / 16 * 8;
         return e % 16 < 8 ? b[e % 16] & 15 : b[e % 16 - 8] >> 4;
-    case DG_TYPE_Q2_K: return pair_of_256(row + column / 256 * sizeof(dg_block_q2_k) + 16, k);
+    case DG_TYPE_Q2_K:
+        return pair_of_256(row + column / 256 * sizeof(dg_block_q2_k) + 16, k);
     case DG_TYPE_Q3_K:
         b = row + column / 256 * sizeof(dg_block_q3_k);
         return (pair_of_256(b + 32, k) | (b[k % 32] >> k / 32 & 1) << 2) ^ 4;
     case DG_TYPE_IQ4_XS:
         return nibble_of_32(row + column / 256 * sizeof(dg_block_iq4_xs) + 8 + k / 32 * 16, e);
-    case DG_TYPE_Q4_K: return nibble_of_256(row + column / 256 * sizeof(dg_block_q4_k) + 16, k);
+    case DG_TYPE_Q4_K:
+        return nibble_of_256(row + column / 256 * sizeof(dg_block_q4_k) + 16, k);
     case DG_TYPE_Q5_K:
         b = row + column / 256 * sizeof(dg_block_q5_k);
         return nibble_of_256(b + 48, k) | (b[16 + k % 32] >> k / 32 & 1) << 4;
@@ -49,7 +55,8 @@ __device__ int raw_code(int type, const uint8_t *row, int64_t column) {
         int high = b[128 + k / 128 * 32 + k % 32] >> k % 128 / 32 * 2 & 3;
         return (low | high << 4) ^ 32;
     }
-    default: return 0;
+    default:
+        return 0;
     }
 }
 
@@ -69,10 +76,18 @@ __device__ void raw_scale(int type, const uint8_t *row, int64_t column, float *s
     const int64_t block = column / 32;
     *minimum = 0;
     switch (type) {
-    case DG_TYPE_Q4_0: row += block * sizeof(dg_block_q4_0); break;
-    case DG_TYPE_Q5_0: row += block * sizeof(dg_block_q5_0); break;
-    case DG_TYPE_Q8_0: row += block * sizeof(dg_block_q8_0); break;
-    case DG_TYPE_IQ4_NL: row += block * sizeof(dg_block_iq4_nl); break;
+    case DG_TYPE_Q4_0:
+        row += block * sizeof(dg_block_q4_0);
+        break;
+    case DG_TYPE_Q5_0:
+        row += block * sizeof(dg_block_q5_0);
+        break;
+    case DG_TYPE_Q8_0:
+        row += block * sizeof(dg_block_q8_0);
+        break;
+    case DG_TYPE_IQ4_NL:
+        row += block * sizeof(dg_block_iq4_nl);
+        break;
     default:
         row += block * (type == DG_TYPE_Q4_1 ? sizeof(dg_block_q4_1) : sizeof(dg_block_q5_1));
         *minimum = load_half(row + 2);
@@ -80,13 +95,16 @@ __device__ void raw_scale(int type, const uint8_t *row, int64_t column, float *s
     *scale = load_half(row);
 }
 
-/* The bytes that scale and minimum of the group that element `column` is in have in a super-block; q2_k: both in one. */
+/* The bytes that scale and minimum of the group that element `column` is in have in a super-block; q2_k: both in one.
+ */
 __device__ void raw_super_scale(int type, const uint8_t *row, int64_t column, uint8_t *scale, uint8_t *minimum) {
     const int k = (int)(column % 256), i = k / 32;
     const uint8_t *b;
     int s = 0, m = 0;
     switch (type) {
-    case DG_TYPE_Q2_K: s = row[column / 256 * sizeof(dg_block_q2_k) + k / 16]; break;
+    case DG_TYPE_Q2_K:
+        s = row[column / 256 * sizeof(dg_block_q2_k) + k / 16];
+        break;
     case DG_TYPE_Q3_K: {
         const int group = k / 16;
         b = row + column / 256 * sizeof(dg_block_q3_k) + 96;
@@ -99,7 +117,9 @@ __device__ void raw_super_scale(int type, const uint8_t *row, int64_t column, ui
         b = row + column / 256 * (type == DG_TYPE_Q4_K ? sizeof(dg_block_q4_k) : sizeof(dg_block_q5_k));
         k_scale(b + 4, i, &s, &m);
         break;
-    case DG_TYPE_Q6_K: s = (int8_t)row[column / 256 * sizeof(dg_block_q6_k) + 192 + k / 16]; break;
+    case DG_TYPE_Q6_K:
+        s = (int8_t)row[column / 256 * sizeof(dg_block_q6_k) + 192 + k / 16];
+        break;
     case DG_TYPE_IQ4_XS:
         b = row + column / 256 * sizeof(dg_block_iq4_xs);
         s = ((b[4 + i / 2] >> i % 2 * 4 & 15) | (int)(load_16(b + 2) >> 2 * i & 3) << 4) - 32;
@@ -109,18 +129,36 @@ __device__ void raw_super_scale(int type, const uint8_t *row, int64_t column, ui
     *minimum = (uint8_t)m;
 }
 
-/* The float16 factor of scales or minima of the super-block that element `column` is in; minima are subtracted in files,
- * added in tiles. */
+/* The float16 factor of scales or minima of the super-block that element `column` is in; minima are subtracted in
+ * files, added in tiles. */
 __device__ uint16_t raw_factor(int type, const uint8_t *row, int64_t column, bool of_minima) {
     const int64_t block = column / 256;
     int offset;
     switch (type) {
-    case DG_TYPE_Q2_K: offset = (int)sizeof(dg_block_q2_k) - 4; row += block * sizeof(dg_block_q2_k); break;
-    case DG_TYPE_Q3_K: offset = (int)sizeof(dg_block_q3_k) - 2; row += block * sizeof(dg_block_q3_k); break;
-    case DG_TYPE_Q4_K: offset = 0; row += block * sizeof(dg_block_q4_k); break;
-    case DG_TYPE_Q5_K: offset = 0; row += block * sizeof(dg_block_q5_k); break;
-    case DG_TYPE_Q6_K: offset = (int)sizeof(dg_block_q6_k) - 2; row += block * sizeof(dg_block_q6_k); break;
-    default: offset = 0; row += block * sizeof(dg_block_iq4_xs); break;
+    case DG_TYPE_Q2_K:
+        offset = (int)sizeof(dg_block_q2_k) - 4;
+        row += block * sizeof(dg_block_q2_k);
+        break;
+    case DG_TYPE_Q3_K:
+        offset = (int)sizeof(dg_block_q3_k) - 2;
+        row += block * sizeof(dg_block_q3_k);
+        break;
+    case DG_TYPE_Q4_K:
+        offset = 0;
+        row += block * sizeof(dg_block_q4_k);
+        break;
+    case DG_TYPE_Q5_K:
+        offset = 0;
+        row += block * sizeof(dg_block_q5_k);
+        break;
+    case DG_TYPE_Q6_K:
+        offset = (int)sizeof(dg_block_q6_k) - 2;
+        row += block * sizeof(dg_block_q6_k);
+        break;
+    default:
+        offset = 0;
+        row += block * sizeof(dg_block_iq4_xs);
+        break;
     }
     return (uint16_t)(load_16(row + offset + (of_minima ? 2 : 0)) ^ (of_minima ? 0x8000 : 0));
 }
@@ -146,7 +184,7 @@ __device__ void pack_integer_lane(const Source &s, int64_t row0, int64_t column0
     uint32_t nibbles[4] = {0}, pairs[2] = {0}, bits = 0, bytes[8] = {0};
     constexpr bool table = F::kKind == kTableIq4 || F::kKind == kTableE2m1;
     constexpr int low = F::kHasNibbles ? 4 : 0; /* bits of a code that are not in pairs or bits */
-    for (int w = 0; w < 8; w++) /* fragment words of both blocks */
+    for (int w = 0; w < 8; w++)                 /* fragment words of both blocks */
         for (int i = 0; i < 4; i++) {
             int64_t row = row0 + g + w % 2 * 8, column = column0 + w / 4 * 32 + w % 4 / 2 * 16 + t * 4 + i;
             if (row >= s.n_rows || column >= s.n_cols) continue;
@@ -210,7 +248,8 @@ __device__ void pack_fp4_lane(const Source &s, int64_t row0, int64_t column0, in
     }
 }
 
-template <class F> __device__ void pack_float_lane(const Source &s, int64_t row0, int64_t column0, int lane, char *tile) {
+template <class F>
+__device__ void pack_float_lane(const Source &s, int64_t row0, int64_t column0, int lane, char *tile) {
     for (int w = 0; w < 8; w++) {
         int64_t row = row0 + lane / 4 + w % 2 * 8, column = column0 + w / 4 * 8 + w % 4 / 2 * 4 + lane % 4;
         bool inside = row < s.n_rows && column < s.n_cols;
@@ -228,7 +267,8 @@ template <class F> __global__ void pack_kernel(Source s, int64_t k_tiles, int64_
     const int64_t tile = (int64_t)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
     if (tile >= n_tiles) return;
     const int lane = (int)threadIdx.x % 32;
-    const int64_t row_tile = tile / k_tiles, k = tile % k_tiles, row0 = row_tile * kTileRows, column0 = k * F::kTileCols;
+    const int64_t row_tile = tile / k_tiles, k = tile % k_tiles, row0 = row_tile * kTileRows,
+                  column0 = k * F::kTileCols;
     char *target = tiles + row_tile * row_tile_bytes<F>(k_tiles);
     if constexpr (F::kActivations == kInt8)
         pack_integer_lane<F>(s, row0, column0, lane, target + tile_offset<F>(k), target + header_offset<F>(k));
@@ -247,7 +287,8 @@ __global__ void probe_kernel(int32_t *flag) {
 
 /* The engine plans memory by the sizes in layout.h. */
 #define CHECK(type, Format, columns, tile, header)                                                                     \
-    static_assert(Format::kTileCols == columns && Format::kTileBytes == tile && Format::kHeaderBytes == header, #Format);
+    static_assert(Format::kTileCols == columns && Format::kTileBytes == tile && Format::kHeaderBytes == header,        \
+                  #Format);
 DG_CUDA_FORMATS(CHECK)
 #undef CHECK
 

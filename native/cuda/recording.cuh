@@ -2,11 +2,12 @@
 #ifndef DG_CUDA_RECORDING_CUH
 #define DG_CUDA_RECORDING_CUH
 
-#include "intrinsics.cuh"
+#include "cuda/intrinsics.cuh"
 
-/* Everything that changes from step to step lies in device memory and is changed there; what changes from canvas to canvas
- * is the position, which is among the kernels' arguments and may change their grids. Another position is recorded anew,
- * which costs no more than the launches, and the instantiated graph takes the new arguments over where it can.
+/* Everything that changes from step to step lies in device memory and is changed there; what changes from canvas to
+ * canvas is the position, which is among the kernels' arguments and may change their grids. Another position is
+ * recorded anew, which costs no more than the launches, and the instantiated graph takes the new arguments over where
+ * it can.
  *
  * Where the driver cannot record something the recording is given up for good, and steps are launched plainly. */
 class Recording {

@@ -1,6 +1,6 @@
-/* A model's weights in device memory: planned, allocated as one piece, uploaded through pinned memory, and repacked there
- * into the tiles of formats.cuh. */
-#include "weights.cuh"
+/* A model's weights in device memory: planned, allocated as one piece, uploaded through pinned memory, and repacked
+ * there into the tiles of formats.cuh. */
+#include "cuda/weights.cuh"
 
 #include <algorithm>
 #include <new>
@@ -46,12 +46,18 @@ void choose_fp4(dg_model *model) {
 /* Types that the CPU runs and this backend does not. */
 const char *name_of(int32_t type) {
     switch (type) {
-    case DG_TYPE_IQ2_XXS: return "iq2_xxs";
-    case DG_TYPE_IQ2_XS: return "iq2_xs";
-    case DG_TYPE_IQ2_S: return "iq2_s";
-    case DG_TYPE_IQ3_XXS: return "iq3_xxs";
-    case DG_TYPE_IQ3_S: return "iq3_s";
-    default: return "unknown";
+    case DG_TYPE_IQ2_XXS:
+        return "iq2_xxs";
+    case DG_TYPE_IQ2_XS:
+        return "iq2_xs";
+    case DG_TYPE_IQ2_S:
+        return "iq2_s";
+    case DG_TYPE_IQ3_XXS:
+        return "iq3_xxs";
+    case DG_TYPE_IQ3_S:
+        return "iq3_s";
+    default:
+        return "unknown";
     }
 }
 
@@ -59,18 +65,18 @@ const char *name_of(int32_t type) {
 dg_status check(const dg_model *model, const Plan &plan, dg_error *error) {
     for (const dg_cuda_item &item : plan)
         if (item.row_bytes > 0 && !packed_shape(item.type, item.n_rows, item.n_cols).known)
-            return dg_fail(error, DG_ERROR_BACKEND,
-                           "the CUDA backend does not run tensor type %s (%d, of %s): use the CPU, or a file in q4_0, q4_1, "
-                           "q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs, nvfp4, f16, bf16 or f32",
-                           name_of(item.type), item.type, item.what);
+            return dg_fail(
+                error, DG_ERROR_BACKEND,
+                "the CUDA backend does not run tensor type %s (%d, of %s): use the CPU, or a file in q4_0, q4_1, "
+                "q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs, nvfp4, f16, bf16 or f32",
+                name_of(item.type), item.type, item.what);
     if (model->n_embd % 32 != 0 || model->n_ff % 32 != 0 || model->n_ff_expert % 32 != 0)
         return dg_fail(error, DG_ERROR_BACKEND,
                        "the widths %d, %d and %d must be multiples of 32 on the CUDA backend: use the CPU",
                        model->n_embd, model->n_ff, model->n_ff_expert);
     if (model->canvas_length > kMaxCanvas)
-        return dg_fail(error, DG_ERROR_BACKEND,
-                       "a canvas of %d tokens; the CUDA backend takes at most %d: use the CPU", model->canvas_length,
-                       kMaxCanvas);
+        return dg_fail(error, DG_ERROR_BACKEND, "a canvas of %d tokens; the CUDA backend takes at most %d: use the CPU",
+                       model->canvas_length, kMaxCanvas);
     for (int32_t i = 0; i < model->n_layers; i++) {
         const dg_layer *layer = &model->layers[i];
         if (layer->on_cpu) continue;
@@ -168,14 +174,14 @@ dg_status upload(const dg_cuda_item &item, char *arena, Staging *staging, Progre
         for (int64_t row = 0; row < item.n_rows; row += rows_at_once) {
             int64_t n_rows = std::min(rows_at_once, item.n_rows - row);
             uint64_t bytes = (uint64_t)n_rows * item.row_bytes;
-            cudaError_t e = staging->send(
-                source + (uint64_t)matrix * item.matrix_bytes + (uint64_t)row * item.row_bytes, bytes,
-                [&](const uint8_t *raw) {
-                    pack_rows(item.type, raw, item.row_bytes, n_rows, item.n_cols,
-                              target + (uint64_t)matrix * shape.bytes +
-                                  (uint64_t)(row / kTileRows) * shape.row_tile_bytes,
-                              staging->stream);
-                });
+            cudaError_t e =
+                staging->send(source + (uint64_t)matrix * item.matrix_bytes + (uint64_t)row * item.row_bytes, bytes,
+                              [&](const uint8_t *raw) {
+                                  pack_rows(item.type, raw, item.row_bytes, n_rows, item.n_cols,
+                                            target + (uint64_t)matrix * shape.bytes +
+                                                (uint64_t)(row / kTileRows) * shape.row_tile_bytes,
+                                            staging->stream);
+                              });
             if (e != cudaSuccess) return upload_failure(e, error);
             DG_TRY(progress->report(bytes, error));
         }

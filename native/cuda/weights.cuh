@@ -2,7 +2,7 @@
 #ifndef DG_CUDA_WEIGHTS_CUH
 #define DG_CUDA_WEIGHTS_CUH
 
-#include "device.cuh"
+#include "cuda/device.cuh"
 
 /* dg_model.backend_data */
 struct DeviceModel {

@@ -106,19 +106,19 @@ dg_status dg_dequantize(int32_t type, const void *src, float *dst, int64_t n_row
 typedef struct dg_file dg_file; /* a checked, read-only, memory-mapped GGUF file, or all shards of one */
 
 typedef enum dg_value_type { /* the numbers are GGUF's */
-    DG_VALUE_UINT8 = 0,
-    DG_VALUE_INT8 = 1,
-    DG_VALUE_UINT16 = 2,
-    DG_VALUE_INT16 = 3,
-    DG_VALUE_UINT32 = 4,
-    DG_VALUE_INT32 = 5,
-    DG_VALUE_FLOAT32 = 6,
-    DG_VALUE_BOOL = 7,
-    DG_VALUE_STRING = 8,
-    DG_VALUE_ARRAY = 9,
-    DG_VALUE_UINT64 = 10,
-    DG_VALUE_INT64 = 11,
-    DG_VALUE_FLOAT64 = 12
+                             DG_VALUE_UINT8 = 0,
+                             DG_VALUE_INT8 = 1,
+                             DG_VALUE_UINT16 = 2,
+                             DG_VALUE_INT16 = 3,
+                             DG_VALUE_UINT32 = 4,
+                             DG_VALUE_INT32 = 5,
+                             DG_VALUE_FLOAT32 = 6,
+                             DG_VALUE_BOOL = 7,
+                             DG_VALUE_STRING = 8,
+                             DG_VALUE_ARRAY = 9,
+                             DG_VALUE_UINT64 = 10,
+                             DG_VALUE_INT64 = 11,
+                             DG_VALUE_FLOAT64 = 12
 } dg_value_type;
 
 typedef struct dg_value {
@@ -154,8 +154,8 @@ bool dg_file_find_tensor(const dg_file *file, const char *name, dg_tensor_info *
 /* Bytes [first, first + n) of a tensor's data, read from the file and not through the mapping: a file that is cut short
  * meanwhile is an error here, where touching the mapping would end the process, and nothing stays in memory. */
 dg_status dg_file_read(const dg_file *file, const char *name, uint64_t first, uint64_t n, void *bytes, dg_error *error);
-/* DG_ERROR_MODEL_FILE where a mapped file's size or time of change is no longer what it was when it was opened, or where
- * a call found a part of it missing. */
+/* DG_ERROR_MODEL_FILE where a mapped file's size or time of change is no longer what it was when it was opened, or
+ * where a call found a part of it missing. */
 dg_status dg_file_check(const dg_file *file, dg_error *error);
 
 /* ---- Models ------------------------------------------------------------------------------------------------- */
@@ -168,12 +168,12 @@ typedef enum dg_backend_kind { DG_BACKEND_AUTO = 0, DG_BACKEND_CPU = 1, DG_BACKE
 typedef bool (*dg_progress_callback)(float done, void *user);
 
 typedef struct dg_model_params {
-    size_t size;              /* sizeof(dg_model_params) */
-    dg_backend_kind backend;  /* AUTO: a GPU where one can serve, the CPU otherwise */
-    int32_t n_gpu_layers;     /* the last so many layers are kept on the GPU, the others run on the CPU; more than there
-                                 are: all; −1: as many as fit, beside a session with the parameters below */
-    int32_t n_cpu_moe;        /* the experts of the last so many layers stay on the CPU; with n_gpu_layers −1, at least */
-    bool use_mmap;            /* false: read the file into memory */
+    size_t size;             /* sizeof(dg_model_params) */
+    dg_backend_kind backend; /* AUTO: a GPU where one can serve, the CPU otherwise */
+    int32_t n_gpu_layers;    /* the last so many layers are kept on the GPU, the others run on the CPU; more than there
+                                are: all; −1: as many as fit, beside a session with the parameters below */
+    int32_t n_cpu_moe; /* the experts of the last so many layers stay on the CPU; with n_gpu_layers −1, at least */
+    bool use_mmap;     /* false: read the file into memory */
     dg_progress_callback progress;
     void *user;
     const struct dg_session_params *session; /* what sessions will be created with; NULL: the defaults */
@@ -182,33 +182,33 @@ typedef struct dg_model_params {
 dg_model_params dg_model_params_default(void);
 
 typedef struct dg_sampling {
-    int32_t max_denoising_steps;  /* ≥ 1 */
-    float t_min, t_max;           /* temperature at the last and the first step; 0 < t_min ≤ t_max */
-    float entropy_bound;          /* nats; > 0 */
-    int32_t stability_threshold;  /* steps that the draft must stay the same; ≥ 0, ≤ 64 */
-    float confidence_threshold;   /* nats; the mean entropy must fall below it; > 0 */
+    int32_t max_denoising_steps; /* ≥ 1 */
+    float t_min, t_max;          /* temperature at the last and the first step; 0 < t_min ≤ t_max */
+    float entropy_bound;         /* nats; > 0 */
+    int32_t stability_threshold; /* steps that the draft must stay the same; ≥ 0, ≤ 64 */
+    float confidence_threshold;  /* nats; the mean entropy must fall below it; > 0 */
 } dg_sampling;
 
 typedef struct dg_model_info {
-    size_t size;             /* sizeof(dg_model_info), set by the caller */
+    size_t size; /* sizeof(dg_model_info), set by the caller */
     int32_t n_layers;
-    int32_t n_embd;          /* hidden size */
+    int32_t n_embd; /* hidden size */
     int32_t n_vocab;
     int32_t n_heads;
-    int32_t n_ff;            /* width of the dense MLP */
+    int32_t n_ff; /* width of the dense MLP */
     int32_t n_experts;
     int32_t n_experts_used;
     int32_t n_ff_expert;
     int32_t sliding_window;
     int32_t n_sliding_layers;
     int32_t canvas_length;
-    int32_t context_length;  /* what the model was trained for */
+    int32_t context_length; /* what the model was trained for */
     int64_t n_parameters;
     uint64_t weight_bytes;
-    dg_sampling sampling;    /* the file's own, or the released model's */
+    dg_sampling sampling; /* the file's own, or the released model's */
     int32_t n_end_tokens;
-    int32_t end_tokens[16];  /* ids that end an answer */
-    dg_backend_kind backend; /* the one in use */
+    int32_t end_tokens[16];   /* ids that end an answer */
+    dg_backend_kind backend;  /* the one in use */
     const char *backend_name; /* "cpu (avx512-vnni)", lives as long as the model */
     const char *backend_note; /* why a wanted GPU is not used, or how the model is divided; "" otherwise */
     int32_t n_gpu_layers;     /* the division in use; 0 and 0 on the CPU */
@@ -233,8 +233,8 @@ typedef struct dg_session_params {
     int32_t type_k;    /* of the cache: DG_TYPE_F32, F16, BF16 or Q8_0 */
     int32_t type_v;
     float soft_embedding_bound; /* probability mass that the soft embedding may drop per position; 0: none */
-    int32_t n_rewind;  /* tokens that dg_session_truncate can always take back: an answer, where the next turn begins
-                          before it. The sliding layers keep so many beyond their window. 0 to n_ctx */
+    int32_t n_rewind; /* tokens that dg_session_truncate can always take back: an answer, where the next turn begins
+                         before it. The sliding layers keep so many beyond their window. 0 to n_ctx */
 } dg_session_params;
 
 dg_session_params dg_session_params_default(void);
@@ -246,8 +246,7 @@ typedef struct dg_memory {
 } dg_memory;
 
 /* What a session with these parameters takes, without creating it. */
-dg_status dg_session_memory(const dg_model *model, const dg_session_params *params, dg_memory *memory,
-                            dg_error *error);
+dg_status dg_session_memory(const dg_model *model, const dg_session_params *params, dg_memory *memory, dg_error *error);
 
 /* What a model and one session of it take on a GPU. */
 typedef struct dg_gpu_plan {
@@ -255,10 +254,10 @@ typedef struct dg_gpu_plan {
     uint64_t available;   /* given: bytes free on the GPU; only looked at for n_gpu_layers −1 */
     int32_t n_gpu_layers; /* given and returned, as in dg_model_params */
     int32_t n_cpu_moe;
-    uint64_t weights;     /* returned: bytes of the weights on the GPU */
-    uint64_t cache;       /* keys and values of the layers on the GPU */
-    uint64_t scratch;     /* a session's working memory */
-    uint64_t reserve;     /* left to recorded steps, the kernels' code, and rounding */
+    uint64_t weights; /* returned: bytes of the weights on the GPU */
+    uint64_t cache;   /* keys and values of the layers on the GPU */
+    uint64_t scratch; /* a session's working memory */
+    uint64_t reserve; /* left to recorded steps, the kernels' code, and rounding */
     uint64_t total;
 } dg_gpu_plan;
 
@@ -276,8 +275,8 @@ void dg_session_cancel(dg_session *session);
 void dg_session_resume(dg_session *session);
 
 int32_t dg_session_n_ctx(const dg_session *session);
-int32_t dg_session_n_threads(const dg_session *session); /* that it works with on the CPU */
-int32_t dg_session_n_past(const dg_session *session); /* tokens in the cache */
+int32_t dg_session_n_threads(const dg_session *session);     /* that it works with on the CPU */
+int32_t dg_session_n_past(const dg_session *session);        /* tokens in the cache */
 const int32_t *dg_session_tokens(const dg_session *session); /* (n_past) their ids */
 
 /* Encodes `tokens` (n) causally and appends them to the cache. DG_ERROR_CONTEXT_LENGTH, and nothing is changed, where
@@ -323,16 +322,16 @@ typedef struct dg_canvas_params {
 dg_canvas_params dg_canvas_params_default(const dg_model *model);
 
 typedef struct dg_draft {
-    int32_t step;            /* from 1 */
-    int32_t n_accepted;      /* positions whose candidate was accepted in this step */
+    int32_t step;       /* from 1 */
+    int32_t n_accepted; /* positions whose candidate was accepted in this step */
     float temperature;
-    float mean_entropy;      /* nats, of softmax(z), over the free positions */
-    bool done;               /* settled, or the last step: `tokens` is the canvas to commit */
-    bool settled;            /* stable and confident, not merely out of steps */
-    const int32_t *tokens;   /* (canvas_length) the most probable tokens */
-    const int32_t *canvas;   /* (canvas_length) the working canvas of the next step */
-    const float *entropies;  /* (canvas_length) nats */
-} dg_draft; /* pointers are valid until the session's next call */
+    float mean_entropy;     /* nats, of softmax(z), over the free positions */
+    bool done;              /* settled, or the last step: `tokens` is the canvas to commit */
+    bool settled;           /* stable and confident, not merely out of steps */
+    const int32_t *tokens;  /* (canvas_length) the most probable tokens */
+    const int32_t *canvas;  /* (canvas_length) the working canvas of the next step */
+    const float *entropies; /* (canvas_length) nats */
+} dg_draft;                 /* pointers are valid until the session's next call */
 
 /* Begins a canvas at n_past. Reads the cache, never writes it: commit the canvas with dg_session_prefill. */
 dg_status dg_canvas_begin(dg_session *session, const dg_canvas_params *params, dg_error *error);
@@ -351,7 +350,7 @@ typedef struct dg_generate_params {
     size_t size; /* sizeof(dg_generate_params) */
     dg_sampling sampling;
     uint64_t seed;
-    int32_t max_tokens;          /* ≥ 1; the capacity of `tokens` */
+    int32_t max_tokens;           /* ≥ 1; the capacity of `tokens` */
     dg_draft_callback on_draft;   /* after every step, or NULL */
     dg_commit_callback on_commit; /* with the tokens of each canvas, cut at an end token and max_tokens, or NULL */
     void *user;
@@ -360,9 +359,9 @@ typedef struct dg_generate_params {
 dg_generate_params dg_generate_params_default(const dg_model *model);
 
 typedef struct dg_generated {
-    int32_t n_tokens;   /* written to `tokens`; the end token itself is left out */
+    int32_t n_tokens; /* written to `tokens`; the end token itself is left out */
     int32_t n_canvases;
-    int32_t n_steps;    /* over all canvases */
+    int32_t n_steps; /* over all canvases */
     dg_finish finish;
 } dg_generated;
 
@@ -376,8 +375,8 @@ typedef struct dg_operation {
     const char *name; /* "experts", "attention", "head", … */
     int64_t calls;
     double seconds;
-    double flop;      /* counted, not estimated from time: two per multiply-add */
-    double bytes;     /* weights and cache read */
+    double flop;  /* counted, not estimated from time: two per multiply-add */
+    double bytes; /* weights and cache read */
 } dg_operation;
 
 /* Time spent per operation since creation or the last reset; returns how many there are, fills at most `capacity`. */
@@ -394,8 +393,8 @@ typedef struct dg_activations {
 } dg_activations;
 
 /* From now on every prefill, canvas step and canvas_logits of the session adds the activations that each weight met;
- * those of the embedding table are the head's. Starts at zero, also when called again. DG_ERROR_BACKEND where the device
- * cannot. Costs about a tenth of a step while it is on, and nothing otherwise. */
+ * those of the embedding table are the head's. Starts at zero, also when called again. DG_ERROR_BACKEND where the
+ * device cannot. Costs about a tenth of a step while it is on, and nothing otherwise. */
 dg_status dg_session_collect_begin(dg_session *session, dg_error *error);
 /* Returns how many weights there are, fills at most `capacity`, in the order of the file. Pointers are valid until the
  * session's next collect_begin, collect_end or free. 0 where it does not collect. */
@@ -407,9 +406,9 @@ void dg_session_collect_end(dg_session *session);
 dg_status dg_session_append_random(dg_session *session, int32_t n, dg_error *error);
 
 typedef struct dg_limits {
-    double read_gb_per_s;      /* reading a buffer far larger than the caches */
-    double int8_gop_per_s;     /* int8 multiply-adds, two operations each; 0 where the machine has no such unit */
-    double bf16_gflop_per_s;   /* likewise */
+    double read_gb_per_s;    /* reading a buffer far larger than the caches */
+    double int8_gop_per_s;   /* int8 multiply-adds, two operations each; 0 where the machine has no such unit */
+    double bf16_gflop_per_s; /* likewise */
     double f32_gflop_per_s;
 } dg_limits;
 

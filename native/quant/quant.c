@@ -9,11 +9,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "error.h"
+#include "base/error.h"
+#include "base/threads.h"
 #include "quant/decode.h"
 #include "quant/encode.h"
 #include "quant/float.h"
-#include "threads.h"
 
 /* ---- Types --------------------------------------------------------------------------------------------------- */
 

@@ -16,7 +16,7 @@ from .errors import (
     OutOfMemoryError,
     ResponseFormatError,
 )
-from .generation import Commit, Draft, Generated, Stats
+from .generation.generate import Commit, Draft, Generated, Stats
 from .model import DiffusionGemma
 from .values import CanvasNoise, Memory, ModelInfo, Recorded, Sampling
 

@@ -11,12 +11,12 @@ from typing import Any
 
 from . import hub
 from ._native import Model, Session
-from .chat import ChatTemplate, Message
-from .completions import ChatCompletion, Completion, JsonObject
+from .chat.template import ChatTemplate, Message
+from .compat.completions import ChatCompletion, Completion, JsonObject
+from .compat.llama_arguments import check_constructor
 from .errors import ModelFileError
-from .generation import Answer, Commit, Draft, Generated
-from .llama_arguments import check_constructor
-from .options import make_options
+from .generation.generate import Answer, Commit, Draft, Generated
+from .generation.options import make_options
 from .tokenizer import Tokenizer
 from .values import GpuPlan, Memory, ModelInfo
 

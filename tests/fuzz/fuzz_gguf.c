@@ -1,7 +1,7 @@
 /* Opens the input as a GGUF file, or as two shards with MARKER between them, and, where it is accepted, reads
  * everything that the file says it holds. */
 #define _GNU_SOURCE /* memmem */
-#include "gguf.h"
+#include "gguf/gguf.h"
 
 #include <string.h>
 #include <unistd.h>

@@ -1,5 +1,6 @@
 /* Loads the input as a session file of the model that DGEMMA_FUZZ_MODEL names: as it is, and once more with the model's
- * fingerprint and the right checksum, which no mutation would hit. Where it is accepted, denoises one step behind it. */
+ * fingerprint and the right checksum, which no mutation would hit. Where it is accepted, denoises one step behind it.
+ */
 #define _GNU_SOURCE
 #include <string.h>
 #include <unistd.h>
@@ -7,7 +8,7 @@
 #include "dgemma.h"
 #include "target.h"
 
-/* Places in the file: native/session_file.c draws it. */
+/* Places in the file: native/engine/session_file.c draws it. */
 enum { FINGERPRINT = 32, CHECKSUM = 40, HEADER = 48, N_CTX = 128 };
 
 static dg_model *model;

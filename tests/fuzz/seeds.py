@@ -12,7 +12,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-import gguf_builder as b  # noqa: E402 (beside the tests, not installed)
+import support.gguf_builder as b  # noqa: E402 (beside the tests, not installed)
 
 
 def gguf_seeds() -> dict[str, bytes]:

@@ -1,4 +1,4 @@
-/* Compares every instruction set that this machine runs with the scalar kernels, which tests/test_kernels*.py compare
+/* Compares every instruction set that this machine runs with the scalar kernels, which tests/kernels compare
  * with NumPy: for machines where only an emulator and no Python is at hand. Prints how many cases agreed; exits with 1
  * at the first that does not.
  *

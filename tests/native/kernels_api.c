@@ -2,9 +2,9 @@
  * reads, runs it once, and returns a dg_status. Matrices are (rows, columns) in the encoding of `type`. */
 #include "kernels_api.h"
 
-#include "backend.h"
+#include "base/error.h"
 #include "cpu/cpu.h"
-#include "error.h"
+#include "device/backend.h"
 #include "quant/quant.h"
 
 static dg_weight weight_of(int32_t type, const void *data, const float *scale, int32_t n_matrices, int64_t n_rows,

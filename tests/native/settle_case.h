@@ -1,9 +1,9 @@
-/* One settling of a canvas, as tests/test_cuda_canvas.py states it: for the engine (kernels_api.c) and for the emulated
- * device (cuda_emulation/settle_api.cpp). */
+/* One settling of a canvas, as tests/cuda/test_canvas.py states it: for the engine (kernels_api.c) and for the emulated
+ * device (tests/cuda/emulation/settle_api.cpp). */
 #ifndef DG_SETTLE_CASE_H
 #define DG_SETTLE_CASE_H
 
-#include "canvas.h"
+#include "device/canvas.h"
 
 typedef struct test_settle_case {
     dg_canvas_rules rules;

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Error
-from ..generation import Stats
+from ..generation.generate import Stats
 from ..model import DiffusionGemma
-from ..tools import split_answer
+from ..tools.answer import split_answer
 from .live import LiveAnswer
 from .shared import (
     Subparsers,

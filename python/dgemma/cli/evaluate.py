@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..evaluation import (
+from ..evaluation.evaluate import (
     LEVELS,
     Predictions,
     Question,
@@ -24,8 +24,8 @@ from ..evaluation import (
     summarize,
     text_cases,
 )
+from ..evaluation.plot import Series, chart
 from ..model import DiffusionGemma
-from ..plot import Series, chart
 from .shared import Subparsers, add_model_options, load_model
 
 TEXT = Path(__file__).parents[1] / "evaluation.txt"  # what is looked at unless -f says otherwise

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..generation import Generated
+from ..generation.generate import Generated
 from .live import LiveAnswer
 from .shared import (
     Subparsers,

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from dgemma_convert.importance import AVERAGE_TOKENS, save_importance
 
-from ..calibration import Calibration, chat_prompts, gather, text_chunks
+from ..evaluation.calibration import Calibration, chat_prompts, gather, text_chunks
 from .shared import Subparsers, add_model_options, load_model
 
 

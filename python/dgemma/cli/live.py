@@ -9,7 +9,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.text import Text
 
-from ..generation import Commit, Draft
+from ..generation.generate import Commit, Draft
 from ..tokenizer import Tokenizer
 
 # Entropy in nats, from which on a token is shown in that style: what is certain stands out.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..options import make_options
+from ..generation.options import make_options
 from .shared import (
     Subparsers,
     add_model_options,

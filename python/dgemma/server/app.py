@@ -17,9 +17,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from .._native import version
-from ..completions import ChatCompletion, Completion, usage
+from ..compat.completions import ChatCompletion, Completion, usage
 from ..errors import CancelledError, ContextLengthError, Error, ResponseFormatError
-from ..generation import Draft
+from ..generation.generate import Draft
 from ..model import DiffusionGemma
 from .guard import Guard
 from .jobs import Job, QueueFullError, Worker

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from ..errors import CancelledError, Error
-from ..generation import Answer, Draft
+from ..generation.generate import Answer, Draft
 
 # Drafts that a slow reader has not taken yet; further ones are left out, text never is.
 MAX_DRAFTS_WAITING = 32

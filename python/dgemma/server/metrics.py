@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from typing import TypeVar
 
-from ..generation import Answer
+from ..generation.generate import Answer
 
 T = TypeVar("T")
 

@@ -1,0 +1,6 @@
+#if defined(__aarch64__)
+#include "cpu/isa/simd_neon.h"
+#define DG_KERNELS dg_cpu_kernels_dotprod
+#define DG_KERNELS_NAME "dotprod"
+#include "cpu/kernels/body.h"
+#endif

@@ -1,7 +1,0 @@
-#if defined(DG_HAS_AMX)
-#include "cpu/simd_avx512.h"
-#define HAS_TILES 1
-#define DG_KERNELS dg_cpu_kernels_amx
-#define DG_KERNELS_NAME "amx"
-#include "cpu/body.h"
-#endif

@@ -1,6 +1,0 @@
-#if defined(__x86_64__)
-#include "cpu/simd_avx2.h"
-#define DG_KERNELS dg_cpu_kernels_avx2
-#define DG_KERNELS_NAME "avx2"
-#include "cpu/body.h"
-#endif

@@ -1,6 +1,0 @@
-#if defined(__x86_64__)
-#include "cpu/simd_avx512.h"
-#define DG_KERNELS dg_cpu_kernels_avx512
-#define DG_KERNELS_NAME "avx512"
-#include "cpu/body.h"
-#endif

@@ -1,6 +1,0 @@
-#if defined(__aarch64__)
-#include "cpu/simd_neon.h"
-#define DG_KERNELS dg_cpu_kernels_neon
-#define DG_KERNELS_NAME "neon"
-#include "cpu/body.h"
-#endif

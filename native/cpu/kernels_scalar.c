@@ -1,4 +1,0 @@
-#include "cpu/simd_scalar.h"
-#define DG_KERNELS dg_cpu_kernels_scalar
-#define DG_KERNELS_NAME "scalar"
-#include "cpu/body.h"

@@ -1,0 +1,57 @@
+/* Sums and maxima over a warp and over a block, and other small pieces that kernels share. */
+#ifndef DG_CUDA_REDUCE_CUH
+#define DG_CUDA_REDUCE_CUH
+
+#include "cuda/intrinsics.cuh"
+
+static __device__ __forceinline__ float warp_sum(float x) {
+#pragma unroll
+    for (int bits = 16; bits > 0; bits /= 2) x += __shfl_xor_sync(0xffffffff, x, bits);
+    return x;
+}
+
+static __device__ __forceinline__ float warp_max(float x) {
+#pragma unroll
+    for (int bits = 16; bits > 0; bits /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, bits));
+    return x;
+}
+
+static __device__ __forceinline__ int warp_sum_int(int x) {
+#pragma unroll
+    for (int bits = 16; bits > 0; bits /= 2) x += __shfl_xor_sync(0xffffffff, x, bits);
+    return x;
+}
+
+/* The sum (or maximum) over the block, in every thread, always in the same order. `shared`: 32 floats. All threads must
+ * call it. */
+static __device__ __forceinline__ float block_sum(float x, float *shared) {
+    const int warp = (int)threadIdx.x / 32, n_warps = (int)blockDim.x / 32;
+    x = warp_sum(x);
+    __syncthreads(); /* `shared` may still be read from the last call */
+    if (threadIdx.x % 32 == 0) shared[warp] = x;
+    __syncthreads();
+    float sum = 0;
+    for (int i = 0; i < n_warps; i++) sum += shared[i];
+    return sum;
+}
+
+static __device__ __forceinline__ float block_max(float x, float *shared) {
+    const int warp = (int)threadIdx.x / 32, n_warps = (int)blockDim.x / 32;
+    x = warp_max(x);
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) shared[warp] = x;
+    __syncthreads();
+    for (int i = 0; i < n_warps; i++) x = fmaxf(x, shared[i]);
+    return x;
+}
+
+static __device__ __forceinline__ float gelu_tanh(float x) {
+    return 0.5f * x * (1.0f + tanhf(0.7978845608028654f * (x + 0.044715f * x * x * x)));
+}
+
+/* Int8 code and scale of a value among 32 whose largest magnitude is known. */
+static __device__ __forceinline__ int quantise(float x, float largest) {
+    return largest > 0 ? __float2int_rn(x * (127.0f / largest)) : 0;
+}
+
+#endif

@@ -1,0 +1,1 @@
+"""The dictionaries and arguments of OpenAI and llama-cpp-python."""

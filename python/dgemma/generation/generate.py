@@ -1,0 +1,349 @@
+"""One answer: canvas after canvas is denoised, cut, and encoded for the next one to build on."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .._native import Session, token_ids
+from ..errors import ContextLengthError, Error, ResponseFormatError
+from ..generation.options import Options
+from ..generation.structured import MAX_REPAIRS
+from ..tokenizer import Tokenizer
+from ..values import CanvasStep, FloatArray, IdArray, Ids, ModelInfo
+
+_REPAIR_SEED = 0x9E3779B97F4A7C15  # other draws for every attempt at a canvas, modulo 2**64
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A canvas after one denoising step: every position may still change.
+
+    `tokens` (canvas,) and `entropies` (canvas,), in nats, cover the whole canvas; `text` is what
+    it reads up to its first end token.
+    """
+
+    canvas: int
+    step: int
+    tokens: list[int]
+    text: str
+    entropies: FloatArray
+    mean_entropy: float
+    n_accepted: int
+    settled: bool
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A canvas that is done: its tokens, and the text that is now certain.
+
+    Text that may be the beginning of a stop string, or is an unfinished character, comes with the
+    next commit. `finish_reason` is None while the answer goes on.
+    """
+
+    canvas: int
+    tokens: list[int]
+    text: str
+    steps: int
+    finish_reason: str | None
+
+
+@dataclass
+class Stats:
+    """What an answer took. `cached_tokens` of the prompt were already encoded; times in seconds.
+
+    `repairs`: how often a canvas was denoised again because it did not follow the form asked for.
+    """
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    canvases: int = 0
+    steps: list[int] = field(default_factory=list)
+    repairs: int = 0
+    seed: int = 0
+    timings: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A whole answer. `finish_reason` is "stop" (end token or stop string) or "length"."""
+
+    text: str
+    tokens: list[int]
+    finish_reason: str
+    stats: Stats
+
+
+class _Cutter:
+    """Cuts an answer at end tokens, stop strings and max_tokens, whatever borders they cross."""
+
+    def __init__(self, tokenizer: Tokenizer, ends: Sequence[int], options: Options) -> None:
+        self._decoder = tokenizer.decoder()
+        self._ends, self._options = frozenset(ends), options
+        self._held = ""  # decoded, and perhaps the beginning of a stop string
+        self._length = 0  # characters decoded so far
+        self._starts: list[int] = []  # where each token's text begins
+        self.tokens: list[int] = []
+
+    def add(self, tokens: Sequence[int]) -> tuple[str, str | None]:
+        """The text that is certain now, and why the answer ends here, if it does."""
+        limit = self._options.max_tokens
+        for token in tokens:
+            if token in self._ends:
+                return self.finish(), "stop"
+            if limit is not None and len(self.tokens) == limit:
+                break
+            self.tokens.append(token)
+            self._starts.append(self._length)
+            self._take(self._decoder.feed(token))
+            found = self._stop_at()
+            if found is not None:
+                return found, "stop"
+        if limit is not None and len(self.tokens) == limit:
+            return self.finish(), "length"
+        keep = len(self._held) - self._unsure()
+        text, self._held = self._held[:keep], self._held[keep:]
+        return text, None
+
+    def finish(self) -> str:
+        """The text that was held back."""
+        self._take(self._decoder.finish())
+        text, self._held = self._held, ""
+        return text
+
+    def _take(self, text: str) -> None:
+        self._held += text
+        self._length += len(text)
+
+    def _stop_at(self) -> str | None:
+        places = [self._held.find(stop) for stop in self._options.stop]
+        at = min((place for place in places if place >= 0), default=-1)
+        if at < 0:
+            return None
+        end = self._length - len(self._held) + at
+        n_before = sum(start < end for start in self._starts)
+        del self.tokens[n_before:], self._starts[n_before:]
+        text, self._held = self._held[:at], ""
+        return text
+
+    def _unsure(self) -> int:
+        """Length of the longest ending that some stop string begins with."""
+        for length in range(min(len(self._held), self._longest() - 1), 0, -1):
+            if any(stop.startswith(self._held[-length:]) for stop in self._options.stop):
+                return length
+        return 0
+
+    def _longest(self) -> int:
+        return max(map(len, self._options.stop), default=0)
+
+
+class Answer:
+    """One answer, made while it is iterated over; `result` is complete when that is over.
+
+    Iterating raises ContextLengthError where prompt and canvas do not fit, and CancelledError when
+    the session is cancelled or closed; the session stays usable after the former.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        info: ModelInfo,
+        tokenizer: Tokenizer,
+        prompt: Ids,
+        options: Options,
+    ) -> None:
+        self._session, self._info, self._tokenizer = session, info, tokenizer
+        self._prompt, self._options = token_ids(prompt), options
+        self._cut = _Cutter(tokenizer, info.end_tokens, options)
+        self._text: list[str] = []
+        self._finish = "length"
+        self.stats = Stats(prompt_tokens=len(prompt), seed=options.seed)
+        self._check()
+
+    def _check(self) -> None:
+        canvas, n_ctx = self._info.canvas_length, self._session.n_ctx
+        if len(self._prompt) + canvas > n_ctx:
+            raise ContextLengthError(
+                f"the prompt has {len(self._prompt)} tokens, and with a canvas of {canvas} they "
+                f"exceed the context of {n_ctx}: shorten the prompt or load with a larger n_ctx"
+            )
+        for position, token in self._options.pinned.items():
+            if position < 0 or not 0 <= token < self._info.n_vocab:
+                raise ValueError(f"pinned {{{position}: {token}}}: no such position or token")
+
+    @property
+    def result(self) -> Generated:
+        """The answer as far as it has come."""
+        return Generated("".join(self._text), self._cut.tokens, self._finish, self.stats)
+
+    def __iter__(self) -> Iterator[Draft | Commit]:
+        with _claimed(self._session):
+            self._session.resume()  # a cancellation that came too late was for an earlier answer
+            began = time.perf_counter()
+            self._encode_prompt()
+            encoded = time.perf_counter()
+            try:
+                yield from self._canvases()
+            finally:
+                self._count_time(began, encoded)
+
+    def _count_time(self, began: float, encoded: float) -> None:
+        stats, end = self.stats, time.perf_counter()
+        stats.completion_tokens = len(self._cut.tokens)
+        spent, steps = end - encoded, sum(stats.steps)
+        stats.timings = {
+            "prompt_s": encoded - began,
+            "generation_s": spent,
+            "total_s": end - began,
+            "tokens_per_s": stats.completion_tokens / spent if spent > 0 else 0.0,
+            "step_ms": 1e3 * spent / steps if steps else 0.0,
+        }
+
+    def _encode_prompt(self) -> None:
+        """Encodes what the cache does not hold already."""
+        prompt, past = self._prompt, self._session.tokens
+        n = min(len(past), len(prompt))
+        differs = np.nonzero(past[:n] != prompt[:n])[0]
+        n_common = int(differs[0]) if len(differs) else n
+        n_past = len(past) if n_common == len(past) else self._session.truncate(n_common)
+        if n_past < len(prompt):
+            self._session.prefill(prompt[n_past:])
+        self.stats.cached_tokens = n_past
+
+    def _canvases(self) -> Iterator[Draft | Commit]:
+        length = self._info.canvas_length
+        n_past = len(self._prompt)
+        canvas = 0
+        while True:
+            tokens, n_steps = yield from self._denoise(canvas)
+            n_before = len(self._cut.tokens)
+            text, reason = self._cut.add(tokens.tolist())
+            # Going on needs room for this canvas and for the next one.
+            if reason is None and n_past + 2 * length > self._session.n_ctx:
+                text, reason = text + self._cut.finish(), "length"
+            self._text.append(text)
+            self.stats.canvases += 1
+            self.stats.steps.append(n_steps)
+            if reason is not None:
+                self._finish = reason
+            yield Commit(canvas, self._cut.tokens[n_before:], text, n_steps, reason)
+            if reason is not None:
+                return
+            self._session.prefill(tokens)
+            n_past += length
+            canvas += 1
+
+    def _denoise(self, canvas: int) -> Generator[Draft, None, tuple[IdArray, int]]:
+        """Denoises a canvas until it settles and follows the form; its tokens and step count."""
+        pinned = self._pinned(canvas * self._info.canvas_length)
+        n_steps = 0
+        for repair in range(MAX_REPAIRS + 1):
+            self._begin(canvas, repair, pinned)
+            while True:
+                step = self._session.step()
+                yield self._draft(canvas, n_steps + step.step, step)
+                if step.done:
+                    break
+            n_steps += step.step
+            if self._follows_form(step.tokens, pinned):
+                return step.tokens, n_steps
+            self.stats.repairs += 1
+        raise ResponseFormatError(
+            f"after {MAX_REPAIRS} repairs the answer still does not follow the form asked for: "
+            "ask for a simpler form, describe it in the prompt, or try another seed"
+        )
+
+    def _follows_form(self, tokens: IdArray, pinned: IdArray) -> bool:
+        """Whether a settled canvas follows the form; if not, pins more of it for another attempt.
+
+        Where the answer is complete, an end token is put behind it.
+        """
+        form, ends, limit = self._options.form, self._info.end_tokens, self._options.max_tokens
+        if form is None:
+            return True
+        n_used = len(tokens) if limit is None else min(len(tokens), limit - len(self._cut.tokens))
+        used = tokens[:n_used].tolist()
+        verdict = form.check(used, self._tokenizer, ends)
+        at, kept = verdict.n_valid, used[: verdict.n_valid]
+        if not verdict.broken:
+            if verdict.complete:
+                tokens[at] = ends[0]
+            form.take(kept, self._tokenizer)
+            return True
+        logits = self._session.canvas_logits(tokens)[at]
+        chosen = form.most_probable(kept, logits, self._tokenizer, ends)
+        if chosen is None or pinned[at] >= 0:
+            raise ResponseFormatError(
+                f"position {at} of the canvas cannot follow the form asked for"
+                + (": its token is pinned" if pinned[at] >= 0 else "")
+            )
+        pinned[: at + 1] = [*kept, chosen]
+        return False
+
+    def _begin(self, canvas: int, repair: int, pinned: IdArray) -> None:
+        options, length = self._options, self._info.canvas_length
+        noise = None
+        if options.noise is not None and not repair:
+            if canvas >= len(options.noise.canvases):
+                raise ValueError(f"the recorded draws end before canvas {canvas}")
+            noise = options.noise.canvases[canvas]
+        self._session.begin_canvas(
+            options.sampling,
+            seed=options.seed + repair * _REPAIR_SEED,
+            canvas=canvas,
+            start=self._start(canvas * length),
+            pinned=pinned if (pinned >= 0).any() else None,
+            noise=noise,
+        )
+
+    def _pinned(self, first: int) -> IdArray:
+        pinned = np.full(self._info.canvas_length, -1, np.int32)
+        for position, token in self._options.pinned.items():
+            if 0 <= position - first < len(pinned):
+                pinned[position - first] = token
+        return pinned
+
+    def _start(self, first: int) -> IdArray | None:
+        given = np.asarray(self._options.start, np.int32)[first:][: self._info.canvas_length]
+        if not len(given):
+            return None
+        # The tokens given are fewer than a canvas: the end token is what would follow them.
+        start = np.full(self._info.canvas_length, self._info.end_tokens[0], np.int32)
+        start[: len(given)] = given
+        return start
+
+    def _draft(self, canvas: int, n_steps: int, step: CanvasStep) -> Draft:
+        tokens = step.tokens.tolist()
+        ends = [i for i, token in enumerate(tokens) if token in self._info.end_tokens]
+        return Draft(
+            canvas=canvas,
+            step=n_steps,
+            tokens=tokens,
+            text=self._tokenizer.decode(tokens[: ends[0]] if ends else tokens),
+            entropies=step.entropies,
+            mean_entropy=step.mean_entropy,
+            n_accepted=step.n_accepted,
+            settled=step.settled,
+        )
+
+
+@contextlib.contextmanager
+def _claimed(session: Session) -> Iterator[None]:
+    """Holds a session for one answer: other threads wait, the same one may not ask twice."""
+    if session.answering_thread == threading.get_ident():
+        raise Error(
+            "this session is in the middle of an answer: finish or close the stream first, "
+            "or use another session"
+        )
+    with session.answering:
+        session.answering_thread = threading.get_ident()
+        try:
+            yield
+        finally:
+            session.answering_thread = None

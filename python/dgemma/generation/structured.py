@@ -1,0 +1,192 @@
+"""Answers of a given form: JSON by a schema, or whatever else a grammar describes.
+
+A canvas settles everywhere at once, so a grammar cannot steer it token by token. It is checked when
+the canvas has settled: what follows the grammar is kept, the first token that does not is replaced
+by the most probable one that does, and the rest is denoised again behind the two. Every such repair
+brings the answer at least one token further.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from llguidance import LLMatcher, LLTokenizer
+
+from ..tokenizer import Tokenizer
+from ..tools.answer import CALL, CALL_END, THOUGHT, THOUGHT_END
+from ..values import FloatArray
+
+# Of one canvas. Each is a denoising of its own; a model that needs more does not see the form.
+MAX_REPAIRS = 32
+MAX_GRAMMAR = 2**20  # characters
+
+
+# What Gemma 4 writes for a call; see tools.py.
+_CALLS = rf"""
+more: "{CALL}call:" name object END
+END: "{CALL_END}"
+object: "{{" pairs? "}}"
+pairs: pair ("," pair)*
+pair: KEY ":" value
+value: TEXT | NUMBER | "true" | "false" | "null" | object | array
+array: "[" (value ("," value)*)? "]"
+KEY: /[A-Za-z_][A-Za-z0-9_.-]*/
+TEXT: /<\|"\|>([^<]|<[^|<])*<\|"\|>/
+NUMBER: /-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?/
+"""
+# Between the tokens of JSON: a space, or a new line with its indentation. More is valid too, but a
+# canvas that has nothing to say would fill up with it.
+_WHITESPACE = r"( ?|\n {0,40})"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How far a canvas follows the form: its first `n_valid` tokens do.
+
+    `complete`: they are a whole answer, and nothing may follow. `broken`: the token behind them
+    does not fit.
+    """
+
+    n_valid: int
+    complete: bool
+    broken: bool
+
+
+class Form:
+    """The form of one answer, over its canvases.
+
+    Args:
+        grammar: as llguidance takes it.
+        after_thought: the answer may begin with a thought, to which the grammar does not apply.
+        or_call: an answer that begins with a tool call is free.
+    """
+
+    def __init__(self, grammar: str, *, after_thought: bool = False, or_call: bool = False) -> None:
+        self._matcher = _matcher(grammar)
+        free_starts = [THOUGHT] if after_thought else []
+        self._free_starts = (*free_starts, CALL) if or_call else tuple(free_starts)
+        self._at_start = True
+        self._thinking = self._free = False
+
+    def check(self, tokens: Sequence[int], tokenizer: Tokenizer, ends: Iterable[int]) -> Verdict:
+        """How far these tokens, which follow those that were taken, keep to the form."""
+        return self._copy()._walk(tokens, tokenizer, frozenset(ends))
+
+    def take(self, tokens: Sequence[int], tokenizer: Tokenizer) -> None:
+        """Makes tokens that keep to the form part of the answer."""
+        self._walk(tokens, tokenizer, frozenset())
+
+    def most_probable(
+        self, taken: Sequence[int], logits: FloatArray, tokenizer: Tokenizer, ends: Iterable[int]
+    ) -> int | None:
+        """The token with the highest of `logits` (vocabulary,) that may follow `taken`, if any."""
+        here = self._copy()
+        here._walk(taken, tokenizer, frozenset())
+        if here._thinking:
+            return tokenizer.id(THOUGHT_END)
+        end_tokens = frozenset(ends)
+        for token in np.argsort(-logits, kind="stable").tolist():
+            data = tokenizer.token_bytes(token)
+            may_stand = data and token not in end_tokens
+            if may_stand and here._matcher.validate_tokens(list(data)) == len(data):
+                return int(token)
+        return None
+
+    def _copy(self) -> Form:
+        made = Form.__new__(Form)
+        vars(made).update(vars(self))
+        made._matcher = self._matcher.deep_copy()
+        return made
+
+    def _walk(self, tokens: Sequence[int], tokenizer: Tokenizer, ends: frozenset[int]) -> Verdict:
+        for n, token in enumerate(tokens):
+            if token in ends:
+                complete = self._free or self._matcher.is_accepting()
+                return Verdict(n, complete, broken=not complete)
+            data = tokenizer.token_bytes(token)
+            if self._passes_freely(data.decode("utf-8", "replace")):
+                continue
+            # Tokens that spell nothing would let a canvas go on for ever.
+            if not data or self._matcher.validate_tokens(list(data)) < len(data):
+                complete = self._matcher.is_accepting()
+                return Verdict(n, complete, broken=not complete)
+            self._matcher.consume_tokens(list(data))
+        return Verdict(len(tokens), complete=False, broken=False)
+
+    def _passes_freely(self, text: str) -> bool:
+        """Whether the grammar has no say in this token."""
+        if self._free or self._thinking:
+            self._thinking = self._thinking and text != THOUGHT_END
+            return True
+        if not self._at_start:
+            return False
+        if text in self._free_starts:
+            self._thinking, self._free = text == THOUGHT, text == CALL
+            return True
+        self._at_start = False
+        return False
+
+
+def json_form(response_format: Mapping[str, Any], **options: bool) -> tuple[Form | None, str]:
+    """The form that a `response_format` asks for, and what tells the model about it.
+
+    Known are OpenAI's {"type": "text"}, {"type": "json_object"} and {"type": "json_schema",
+    "json_schema": {"schema": …}}, and llama-cpp-python's {"type": "json_object", "schema": …}.
+    Errors: TypeError and ValueError, also for schemas that cannot be checked.
+    """
+    if not isinstance(response_format, Mapping):
+        raise TypeError("response_format must be an object such as {'type': 'json_object'}")
+    kind = response_format.get("type")
+    if kind == "text":
+        return None, ""
+    if kind == "json_object":
+        schema = response_format.get("schema")
+    elif kind == "json_schema":
+        wrapped = response_format.get("json_schema")
+        schema = wrapped.get("schema") if isinstance(wrapped, Mapping) else None
+        if schema is None:
+            raise ValueError("response_format.json_schema.schema is missing")
+    else:
+        raise ValueError(
+            f"response_format.type is {kind!r}: expected 'text', 'json_object' or 'json_schema'"
+        )
+    if schema is None:
+        return Form(_schema_grammar({"type": "object"}), **options), (
+            "Answer with one JSON object and nothing else."
+        )
+    text = json.dumps(schema, ensure_ascii=False)
+    return Form(_schema_grammar(schema), **options), (
+        f"Answer with JSON and nothing else. It must follow this JSON schema: {text}"
+    )
+
+
+def call_form(names: Sequence[str], *, named: bool) -> Form:
+    """The form of an answer that consists of calls of these names, with well-formed arguments.
+
+    `<|tool_call>call:` already stands; where it is `named`, so do the only name and its brace.
+    """
+    known = " | ".join(json.dumps(name, ensure_ascii=False) for name in names)
+    first = 'pairs? "}"' if named else "name object"
+    return Form(LLMatcher.grammar_from_lark(f"start: {first} END more*\nname: {known}\n{_CALLS}"))
+
+
+def _schema_grammar(schema: Any) -> str:
+    if not isinstance(schema, Mapping):
+        raise TypeError("a JSON schema must be an object")
+    settings = {"x-guidance": {"whitespace_pattern": _WHITESPACE}}
+    text = json.dumps({**schema, **settings})
+    if len(text) > MAX_GRAMMAR:
+        raise ValueError(f"the JSON schema has {len(text)} characters: at most {MAX_GRAMMAR}")
+    return str(LLMatcher.grammar_from_json_schema(text))
+
+
+def _matcher(grammar: str) -> Any:
+    """A matcher whose tokens are bytes: the model's own tokens are checked by what they spell."""
+    matcher = LLMatcher(LLTokenizer("byte"), grammar, log_level=0)
+    if problem := matcher.get_error():
+        raise ValueError(f"the form of the answer cannot be checked: {problem}")
+    return matcher

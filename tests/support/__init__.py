@@ -1,0 +1,1 @@
+"""Judges, builders and servers that several tests use."""

@@ -1,0 +1,39 @@
+"""Native programs and libraries of the tests, built once: by whichever worker asks first."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other processes out of `folder`, which need not exist yet."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.parent / f".{folder.name}.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def cmake(name: str, *targets: str, options: tuple[str, ...] = ()) -> Path:
+    """Builds `targets` in build/`name`, and returns that folder."""
+    folder = ROOT / "build" / name
+    with locked(folder):
+        for command in (
+            ["cmake", "-S", ROOT, "-B", folder, "-DDGEMMA_TESTS=ON", *options],
+            ["cmake", "--build", folder, "--parallel", "2", "--target", *targets],
+        ):
+            done = subprocess.run(command, capture_output=True, text=True)
+            assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def kernel_tests(*targets: str) -> Path:
+    """The folder of the engine's own test programs, with `targets` built."""
+    options = ("-DDGEMMA_FUZZ=ON", "-DCMAKE_BUILD_TYPE=Release")
+    return cmake("kernel-tests", *targets, options=options)

@@ -1,0 +1,89 @@
+"""libdgemma_cuda.so whose device is emulated on the CPU (tests/cuda/emulation), and its control."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+EMULATION = REPOSITORY / "tests" / "cuda" / "emulation"
+
+OUT_OF_MEMORY, LOST, CANNOT_RECORD = 2, 719, 900
+
+
+def build(folder: Path) -> Path:
+    """Compiles the kernels as they are, and the backend's host code, with a C++ compiler."""
+    includes = [f"-I{path}" for path in (EMULATION, REPOSITORY / "native")]
+    includes.append(f"-I{REPOSITORY / 'native' / 'include'}")
+    flags = ["-O2", "-g", "-fPIC", "-fvisibility=hidden", "-DDGEMMA_CUDA_EMULATION", *includes]
+    warnings = ["-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Werror"]
+    cxx, cc = os.environ.get("CXX", "g++"), os.environ.get("CC", "gcc")
+    native = REPOSITORY / "native"
+    sources = [*(native / "cuda").rglob("*.cu"), *EMULATION.glob("*.cpp")]
+    sources += [native / "base" / "error.c", native / "cuda" / "layout.c"]
+
+    def compile_one(source: Path) -> str:
+        target = str(folder / f"{source.name}.o")
+        language = [cc, "-std=gnu11"]
+        if source.suffix != ".c":
+            language = [cxx, "-std=c++17", *warnings, "-x", "c++"]
+        subprocess.run([*language, *flags, "-c", str(source), "-o", target], check=True)
+        return target
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compile_one, sources))
+    made = folder / "libdgemma_cuda.so"
+    subprocess.run([cxx, "-shared", *objects, "-o", str(made)], check=True)
+    return made
+
+
+class Device:
+    """The emulated device (runtime.cpp)."""
+
+    def __init__(self, library: Path) -> None:
+        self._c = ctypes.CDLL(str(library))
+        self._c.emulation_fail_at.argtypes = [ctypes.c_long, ctypes.c_int]
+        for name in ("calls", "alive", "steps_recorded", "steps_updated", "steps_repeated"):
+            getattr(self._c, f"emulation_{name}").restype = ctypes.c_long
+        for name in ("allocated", "peak"):
+            getattr(self._c, f"emulation_{name}").restype = ctypes.c_size_t
+
+    def fail_at(self, n: int, how: int) -> None:
+        """Makes the n-th call of the runtime from now on fail: `LOST` with all that follow."""
+        self._c.emulation_fail_at(n, how)
+
+    def heal(self) -> None:
+        """Nothing fails any more; `calls` starts from 0."""
+        self._c.emulation_fail_at(0, 0)
+
+    def idle(self, on: bool) -> None:
+        """Whether kernels are only counted: for tests of what the host does."""
+        self._c.emulation_idle(int(on))
+
+    def calls(self) -> int:
+        """Calls of the runtime since the last `heal` or `fail_at`."""
+        return int(self._c.emulation_calls())
+
+    def allocated(self) -> int:
+        """Bytes of device memory in use."""
+        return int(self._c.emulation_allocated())
+
+    def peak(self) -> int:
+        """The most of them since this was asked last."""
+        return int(self._c.emulation_peak())
+
+    def alive(self) -> int:
+        """Allocations, streams, events and graphs that are not given back yet."""
+        return int(self._c.emulation_alive())
+
+    def steps(self) -> tuple[int, int, int]:
+        """Denoising steps recorded, taken over by the graph of another, and repeated."""
+        c = self._c
+        return (
+            int(c.emulation_steps_recorded()),
+            int(c.emulation_steps_updated()),
+            int(c.emulation_steps_repeated()),
+        )
