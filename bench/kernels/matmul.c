@@ -22,7 +22,7 @@ typedef struct job {
 
 static void run(void *context) {
     job *j = context;
-    if (j->multiply && j->panel.form.tiles) {
+    if (j->multiply && j->panel.form.weight_tiles) {
         for (int32_t f = 0; f < N_FEATURES; f += DG_TILED_FEATURES)
             j->kernels->multiply_tiled(&j->w, 0, f, DG_TILED_FEATURES, &j->panel, &j->rows, j->tiles, j->out + f,
                                        N_FEATURES);
@@ -91,7 +91,7 @@ int main(void) {
             printf("%-8s %5d %10.1f %6.1f%% %8.1f%% %10.2f\n", dg_type_traits_of(types[i])->name, n,
                    1e-9 * done / seconds,
                    100 * done / seconds /
-                       (j.panel.form.tiles     ? peak_bf16
+                       (j.panel.form.weight_tiles     ? peak_bf16
                         : j.panel.form.integer ? peak_int8
                                                : peak_f32),
                    100 * decoding / seconds, 1e-9 * N_COLS * N_FEATURES / decoding);

@@ -71,18 +71,18 @@ static void carve_thread(const dg_backend *backend, const sizes *s, carving *c, 
     if (kernels->multiply_tiled != NULL) {
         int64_t most = DG_TILED_SCRATCH;
         raise_to(&most, kernels->head_span_bytes(backend->model->n_embd, dg_rows_n_tiles(kernels, (int32_t)canvas)));
-        thread->tiles = carve(c, (uint64_t)most);
+        thread->tile_scratch = carve(c, (uint64_t)most);
     }
     thread->sums = carve_floats(c, (rows + kernels->tile_rows) * lanes);
     thread->row = carve_floats(c, 2 * n_cols);
     thread->tile_rows = carve_floats(c, kernels->tile_rows * n_cols);
     thread->gate = carve_floats(c, rows * DG_FEATURES);
     thread->up = carve_floats(c, rows * DG_FEATURES);
-    thread->logits = carve_floats(c, canvas * DG_HEAD_TOKENS);
-    thread->values = carve_floats(c, DG_HEAD_TOKENS * padded_embd(backend));
-    thread->weights = carve_floats(c, (canvas + kernels->tile_rows) * DG_HEAD_TOKENS);
+    thread->logits = carve_floats(c, canvas * DG_VOCABULARY_BLOCK);
+    thread->values = carve_floats(c, DG_VOCABULARY_BLOCK * padded_embd(backend));
+    thread->weights = carve_floats(c, (canvas + kernels->tile_rows) * DG_VOCABULARY_BLOCK);
     thread->weight_scales = carve_floats(c, canvas);
-    thread->value_scales = carve_floats(c, padded_embd(backend) / lanes * (DG_HEAD_TOKENS / lanes));
+    thread->value_scales = carve_floats(c, padded_embd(backend) / lanes * (DG_VOCABULARY_BLOCK / lanes));
     thread->rows = carve(c, (uint64_t)canvas * sizeof *thread->rows);
     thread->factors = carve_floats(c, canvas);
     thread->attention = carve_floats(c, kernels->attend_scratch(s->head_dim));
@@ -110,7 +110,7 @@ static uint64_t lay_out(dg_backend *b, int32_t n_threads, char *base) {
     }
     b->router_logits = carve_floats(&c, rows * model->n_experts);
     b->chosen = carve(&c, (uint64_t)pairs * sizeof *b->chosen);
-    b->share = carve_floats(&c, pairs);
+    b->expert_weight = carve_floats(&c, pairs);
     b->expert_row = carve(&c, (uint64_t)pairs * sizeof *b->expert_row);
     b->row_of_expert = carve(&c, (uint64_t)pairs * sizeof *b->row_of_expert);
     b->experts = carve(&c, (uint64_t)model->n_experts * sizeof *b->experts);
@@ -119,9 +119,10 @@ static uint64_t lay_out(dg_backend *b, int32_t n_threads, char *base) {
     b->packed_experts_hidden = carve(&c, dg_rows_bytes(b->kernels, expert_tiles, model->n_ff_expert));
     b->expert_out = carve_floats(&c, pairs * n_embd);
 
-    b->head_tiles = carve(&c, (uint64_t)canvas * (uint64_t)((model->n_vocab + DG_HEAD_TOKENS - 1) / DG_HEAD_TOKENS) *
-                                  sizeof *b->head_tiles);
-    b->running = carve(&c, (uint64_t)canvas * sizeof *b->running);
+    b->block_statistics =
+        carve(&c, (uint64_t)canvas * (uint64_t)((model->n_vocab + DG_VOCABULARY_BLOCK - 1) / DG_VOCABULARY_BLOCK) *
+                      sizeof *b->block_statistics);
+    b->online_softmax = carve(&c, (uint64_t)canvas * sizeof *b->online_softmax);
     b->argmax = carve(&c, (uint64_t)canvas * sizeof *b->argmax);
     b->candidates = carve(&c, (uint64_t)canvas * sizeof *b->candidates);
     b->order = carve(&c, (uint64_t)canvas * sizeof *b->order);

@@ -11,18 +11,18 @@
 /* One thread's own memory. */
 typedef struct dg_thread {
     dg_panel panel;
-    float *sums;                         /* (max_rows and padding, lanes) of a panel whose last strip is yet to come */
-    float *row;                          /* (largest n_cols) */
-    float *tile_rows;                    /* (tile_rows, largest n_cols) */
-    float *gate, *up;                    /* (max_rows, DG_FEATURES) */
-    float *logits;                       /* (canvas_length, DG_HEAD_TOKENS) */
-    void *values;                        /* (DG_HEAD_TOKENS, n_embd padded to whole panels) of the embedding table */
-    void *weights;                       /* (canvas_length and padding, DG_HEAD_TOKENS) of the soft embedding */
-    float *weight_scales, *value_scales; /* of both: see dg_soft_tile */
+    float *sums;      /* (max_rows and padding, lanes) of a panel whose last strip is yet to come */
+    float *row;       /* (largest n_cols) */
+    float *tile_rows; /* (tile_rows, largest n_cols) */
+    float *gate, *up; /* (max_rows, DG_FEATURES) */
+    float *logits;    /* (canvas_length, DG_VOCABULARY_BLOCK) */
+    void *values;     /* (DG_VOCABULARY_BLOCK, n_embd padded to whole panels) of the embedding table */
+    void *weights;    /* (canvas_length and padding, DG_VOCABULARY_BLOCK) of the soft embedding */
+    float *weight_scales, *value_scales; /* of both: see dg_soft_block */
     int32_t *rows;                       /* (canvas_length) to which these tokens matter */
     float *factors;                      /* (canvas_length) */
     float *attention;
-    void *tiles; /* scratch of multiply_tiled and head_span, where there are such */
+    void *tile_scratch; /* scratch of multiply_tiled and head_span, where there are such */
 } dg_thread;
 
 /* Cosines and sines of the tokens of one call, for the layers of one kind; many layers use them in turn. */
@@ -57,7 +57,7 @@ struct dg_backend {
 
     float *router_logits;        /* (max_rows, n_experts) */
     int32_t *chosen;             /* (max_rows, n_experts_used) */
-    float *share;                /* (max_rows, n_experts_used) */
+    float *expert_weight;        /* (max_rows, n_experts_used) */
     int32_t *expert_row;         /* (max_rows, n_experts_used) row among the rows ordered by expert */
     int32_t *row_of_expert;      /* (max_rows, n_experts_used) the inverse: the row of x that stands there */
     dg_expert *experts;          /* (n_experts) those with rows, most rows first */
@@ -66,13 +66,13 @@ struct dg_backend {
     void *packed_experts_hidden; /* likewise, n_ff_expert columns */
     float *expert_out;           /* (max_rows·n_experts_used, n_embd) */
 
-    dg_head_tile *head_tiles; /* (canvas_length, n_vocab / DG_HEAD_TOKENS) */
-    dg_running *running;      /* (canvas_length) */
-    dg_canvas *canvas;        /* under way */
-    int32_t *argmax;          /* (canvas_length) */
-    int32_t *candidates;      /* (canvas_length) */
-    int32_t *order;           /* (canvas_length) */
-    float *uniforms;          /* (canvas_length) */
+    dg_block_statistics *block_statistics; /* (canvas_length, n_vocab / DG_VOCABULARY_BLOCK) */
+    dg_online_softmax *online_softmax;     /* (canvas_length) */
+    dg_canvas *canvas;                     /* under way */
+    int32_t *argmax;                       /* (canvas_length) */
+    int32_t *candidates;                   /* (canvas_length) */
+    int32_t *order;                        /* (canvas_length) */
+    float *uniforms;                       /* (canvas_length) */
     float *soft_sums; /* (padded n_embd / lanes, canvas_length and padding, lanes) Σ exp(z − max) · embedding */
 };
 
@@ -112,10 +112,10 @@ typedef struct dg_features {
     int64_t matrix, first;
 } dg_features;
 
-/* Has panel->next point to a part of the features from `f` on, at most one panel of them: the part that the strip is of
- * its own panel, so that with the last strip all will have been fetched. `f` has as many columns as the panel's weight,
- * or no weight: then there is nothing to fetch. */
-void dg_announce(dg_panel *panel, const dg_features *f, int32_t lanes);
+/* Has panel->prefetch point to a part of the features from `f` on, at most one panel of them: the part that the strip
+ * is of its own panel, so that with the last strip all will have been fetched. `f` has as many columns as the panel's
+ * weight, or no weight: then there is nothing to fetch. */
+void dg_prefetch(dg_panel *panel, const dg_features *f, int32_t lanes);
 
 /* out (rows->n, n; stride out_stride) = rows · (n features)ᵀ, on the calling thread. `next`: what this thread will
  * probably want afterwards; it is fetched from memory meanwhile. */

@@ -1,11 +1,12 @@
-/* The head: logits, their statistics and the draw, and the soft embedding, in tiles of DG_HEAD_TOKENS tokens.
+/* The head: logits, their statistics and the draw, and the soft embedding, in vocabulary blocks of DG_VOCABULARY_BLOCK
+ * tokens.
  *
- * The draw picks a tile by the tiles' shares of the normaliser, then looks again only into that tile; a logit computed
- * twice is the same to the last bit.
+ * The draw picks a vocabulary block by the blocks' shares of the denominator, then looks again only into that block; a
+ * logit computed twice is the same to the last bit.
  *
  * The soft embedding is summed in the same pass, with the embedding table as values of an attention whose keys it was a
- * moment ago. A tile is left out for a row to which it would add less than its part of the mass that may be dropped: as
- * a canvas settles, that is nearly all of them. */
+ * moment ago. A block is left out for a row to which it would add less than its part of the mass that may be dropped:
+ * as a canvas settles, that is nearly all of them. */
 #include "cpu/cpu.h"
 
 #include <math.h>
@@ -18,7 +19,7 @@ typedef struct head_job {
     dg_rows rows; /* rms(x, output_norm); without rows where z is given */
     int32_t n;
     float temperature;
-    int64_t n_tiles;       /* of the vocabulary */
+    int64_t n_blocks;      /* of the vocabulary */
     const float *uniforms; /* (n) */
     const float *z;        /* (n, n_vocab) logits made elsewhere, or NULL */
     int32_t *argmax, *candidates;
@@ -27,16 +28,18 @@ typedef struct head_job {
     float *soft;      /* (n, n_embd), or NULL: not wanted */
     bool statistics;  /* wanted */
     int32_t n_groups; /* of rows, when rows are shared out */
-    bool by_spans;    /* rather than by tiles */
+    bool by_spans;    /* rather than by blocks */
     int64_t n_sums;   /* places of rows in the sums of the soft embedding */
 } head_job;
 
 static int32_t n_vocab_of(const head_job *job) { return job->backend->model->n_vocab; }
-static int64_t head_tiles(const dg_model *model) { return (model->n_vocab + DG_HEAD_TOKENS - 1) / DG_HEAD_TOKENS; }
+static int64_t vocabulary_blocks(const dg_model *model) {
+    return (model->n_vocab + DG_VOCABULARY_BLOCK - 1) / DG_VOCABULARY_BLOCK;
+}
 
-static int32_t tokens_of(const head_job *job, int64_t tile) {
-    int64_t left = n_vocab_of(job) - tile * DG_HEAD_TOKENS;
-    return left < DG_HEAD_TOKENS ? (int32_t)left : DG_HEAD_TOKENS;
+static int32_t tokens_of(const head_job *job, int64_t block) {
+    int64_t left = n_vocab_of(job) - block * DG_VOCABULARY_BLOCK;
+    return left < DG_VOCABULARY_BLOCK ? (int32_t)left : DG_VOCABULARY_BLOCK;
 }
 
 static dg_rows pack_head(dg_backend *backend, const float *x, int32_t n) {
@@ -46,7 +49,7 @@ static dg_rows pack_head(dg_backend *backend, const float *x, int32_t n) {
                           model->output_norm, 1.0f);
 }
 
-/* Some of the rows: those of n_tiles tiles of packed rows. */
+/* Some of the rows: those of n_tiles row tiles. */
 typedef struct row_range {
     dg_rows rows;
     int32_t first, n;
@@ -59,7 +62,7 @@ static row_range rows_in_tiles(const head_job *job, int32_t first_tile, int32_t 
     if (range.n > all->n - range.first) range.n = all->n - range.first;
     range.rows.n = range.n;
     range.rows.n_tiles = n_tiles;
-    if (all->form.tiles) {
+    if (all->form.weight_tiles) {
         range.rows.pairs += places * all->n_cols;
         return range;
     }
@@ -74,13 +77,13 @@ static row_range rows_in_tiles(const head_job *job, int32_t first_tile, int32_t 
     return range;
 }
 
-/* Where a row's sums are: with spans each tile of rows has all its places. */
+/* Where a row's sums are: with spans each row tile has all its places. */
 static int64_t place_of(const head_job *job, int64_t row) {
     if (!job->by_spans) return row;
     return row / job->rows.per_tile * job->backend->kernels->tile_rows + row % job->rows.per_tile;
 }
 
-/* ---- One tile of the vocabulary ------------------------------------------------------------------------------ */
+/* ---- One vocabulary block ----------------------------------------------------------------------------------- */
 
 /* Rounding to 13 bits is well below what a quantised table has lost already; float tables are left as they are. */
 static bool is_narrow(const dg_backend *backend) {
@@ -92,76 +95,76 @@ static int64_t padded_embd(const dg_backend *backend) {
     return (backend->model->n_embd + lanes - 1) / lanes * lanes;
 }
 
-/* thread->logits (range->n, DG_HEAD_TOKENS) = z, and where a soft embedding is wanted thread->values. */
-static void tile_logits(const head_job *job, dg_thread *thread, const row_range *range, int64_t tile) {
+/* thread->logits (range->n, DG_VOCABULARY_BLOCK) = z, and where a soft embedding is wanted thread->values. */
+static void block_logits(const head_job *job, dg_thread *thread, const row_range *range, int64_t block) {
     const dg_backend *backend = job->backend;
     const dg_cpu_kernels *kernels = backend->kernels;
     const dg_weight *table = &backend->model->token_embd;
     const int64_t n_padded = padded_embd(backend);
-    const int32_t n_tokens = tokens_of(job, tile);
+    const int32_t n_tokens = tokens_of(job, block);
     const bool narrow = is_narrow(backend);
     dg_panel *panel = &thread->panel;
     panel->form = dg_form_of(kernels, table);
     const int64_t strip = dg_strip_cols(kernels, panel->form, table->n_cols);
     for (int32_t i = 0; i < n_tokens; i += kernels->lanes) {
         const int32_t n_lanes = n_tokens - i < kernels->lanes ? n_tokens - i : kernels->lanes;
-        const int64_t first = tile * DG_HEAD_TOKENS + i;
+        const int64_t first = block * DG_VOCABULARY_BLOCK + i;
         for (panel->first_col = 0; panel->first_col < table->n_cols; panel->first_col += strip) {
             panel->n_cols = table->n_cols - panel->first_col < strip ? table->n_cols - panel->first_col : strip;
             kernels->decode(table, 0, first, n_lanes, panel);
             if (job->z == NULL) {
-                dg_announce(panel, &(dg_features){table, 0, first + kernels->lanes}, kernels->lanes);
-                kernels->multiply(panel, &range->rows, thread->sums, thread->logits + i, DG_HEAD_TOKENS, n_lanes);
+                dg_prefetch(panel, &(dg_features){table, 0, first + kernels->lanes}, kernels->lanes);
+                kernels->multiply(panel, &range->rows, thread->sums, thread->logits + i, DG_VOCABULARY_BLOCK, n_lanes);
             }
             if (job->soft != NULL)
-                kernels->spread(panel, n_lanes, narrow, n_padded, DG_HEAD_TOKENS,
+                kernels->spread(panel, n_lanes, narrow, n_padded, DG_VOCABULARY_BLOCK,
                                 (float *)thread->values + (narrow ? i / 2 : i) * kernels->lanes,
                                 thread->value_scales + i / kernels->lanes);
         }
     }
-    panel->next = NULL;
+    panel->prefetch = NULL;
     for (int32_t r = 0; r < range->n; r++) {
-        float *z = thread->logits + r * DG_HEAD_TOKENS;
+        float *z = thread->logits + r * DG_VOCABULARY_BLOCK;
         if (job->z == NULL)
             kernels->softcap(z, n_tokens, backend->model->logit_softcap, job->temperature);
         else
-            memcpy(z, job->z + (int64_t)(range->first + r) * n_vocab_of(job) + tile * DG_HEAD_TOKENS,
+            memcpy(z, job->z + (int64_t)(range->first + r) * n_vocab_of(job) + block * DG_VOCABULARY_BLOCK,
                    (size_t)n_tokens * sizeof *z);
     }
 }
 
-/* Adds a tile to the soft embeddings of the rows to which it matters. */
-static void add_tile(const head_job *job, dg_thread *thread, const row_range *range, int64_t tile,
-                     const dg_head_tile *statistics, int64_t statistics_stride) {
+/* Adds a block to the soft embeddings of the rows to which it matters. */
+static void add_block(const head_job *job, dg_thread *thread, const row_range *range, int64_t block,
+                      const dg_block_statistics *statistics, int64_t statistics_stride) {
     const dg_backend *backend = job->backend;
     const dg_cpu_kernels *kernels = backend->kernels;
-    const int32_t n_tokens = tokens_of(job, tile), n_even = n_tokens + n_tokens % 2;
+    const int32_t n_tokens = tokens_of(job, block), n_even = n_tokens + n_tokens % 2;
     const bool narrow = is_narrow(backend);
-    const double negligible = (double)backend->params.soft_embedding_bound / (double)job->n_tiles;
-    dg_soft_tile s = {.narrow = narrow,
-                      .n_tokens = n_even,
-                      .rows = thread->rows,
-                      .factors = thread->factors,
-                      .weights = thread->weights,
-                      .weight_scales = thread->weight_scales,
-                      .values = thread->values,
-                      .value_scales = thread->value_scales,
-                      .values_stride = DG_HEAD_TOKENS,
-                      .n_cols = padded_embd(backend),
-                      .n_sums = job->n_sums,
-                      .sums = backend->soft_sums};
+    const double negligible = (double)backend->params.soft_embedding_bound / (double)job->n_blocks;
+    dg_soft_block s = {.narrow = narrow,
+                       .n_tokens = n_even,
+                       .rows = thread->rows,
+                       .factors = thread->factors,
+                       .weights = thread->weights,
+                       .weight_scales = thread->weight_scales,
+                       .values = thread->values,
+                       .value_scales = thread->value_scales,
+                       .values_stride = DG_VOCABULARY_BLOCK,
+                       .n_cols = padded_embd(backend),
+                       .n_sums = job->n_sums,
+                       .sums = backend->soft_sums};
     for (int32_t r = 0; r < range->n; r++) {
-        const dg_head_tile *t = &statistics[r * statistics_stride];
-        dg_running *running = &backend->running[range->first + r];
-        const float max = t->max > running->max ? t->max : running->max;
-        const double factor = exp((double)running->max - (double)max);
+        const dg_block_statistics *t = &statistics[r * statistics_stride];
+        dg_online_softmax *softmax = &backend->online_softmax[range->first + r];
+        const float max = t->max > softmax->max ? t->max : softmax->max;
+        const double factor = exp((double)softmax->max - (double)max);
         const double mass = exp((double)t->max - (double)max) * (double)t->sum;
-        running->max = max;
-        running->sum = running->sum * factor + mass;
+        softmax->max = max;
+        softmax->denominator = softmax->denominator * factor + mass;
         /* the sum can only grow: what is negligible now stays so */
-        if (factor == 1.0 && mass <= negligible * running->sum) continue;
-        float e[DG_HEAD_TOKENS];
-        kernels->exponentials(thread->logits + r * DG_HEAD_TOKENS, n_tokens, max, e);
+        if (factor == 1.0 && mass <= negligible * softmax->denominator) continue;
+        float e[DG_VOCABULARY_BLOCK];
+        kernels->exponentials(thread->logits + r * DG_VOCABULARY_BLOCK, n_tokens, max, e);
         if (n_even > n_tokens) e[n_tokens] = 0;
         thread->rows[s.n_rows] = range->first + r;
         thread->factors[s.n_rows] = (float)factor;
@@ -171,79 +174,81 @@ static void add_tile(const head_job *job, dg_thread *thread, const row_range *ra
     kernels->add_weighted(&s);
 }
 
-static void do_tile(const head_job *job, dg_thread *thread, const row_range *range, int64_t tile) {
+static void do_block(const head_job *job, dg_thread *thread, const row_range *range, int64_t block) {
     dg_backend *backend = job->backend;
-    const int32_t n_tokens = tokens_of(job, tile);
-    tile_logits(job, thread, range, tile);
-    dg_head_tile *statistics = backend->head_tiles + range->first * job->n_tiles + tile;
+    const int32_t n_tokens = tokens_of(job, block);
+    block_logits(job, thread, range, block);
+    dg_block_statistics *statistics = backend->block_statistics + range->first * job->n_blocks + block;
     for (int32_t r = 0; r < range->n; r++) {
-        const float *z = thread->logits + r * DG_HEAD_TOKENS;
+        const float *z = thread->logits + r * DG_VOCABULARY_BLOCK;
         if (job->statistics)
-            backend->kernels->head_statistics(z, n_tokens, (int32_t)tile * DG_HEAD_TOKENS,
-                                              &statistics[r * job->n_tiles]);
+            backend->kernels->head_statistics(z, n_tokens, (int32_t)block * DG_VOCABULARY_BLOCK,
+                                              &statistics[r * job->n_blocks]);
         if (job->logits != NULL)
-            memcpy(job->logits + (int64_t)(range->first + r) * n_vocab_of(job) + tile * DG_HEAD_TOKENS, z,
+            memcpy(job->logits + (int64_t)(range->first + r) * n_vocab_of(job) + block * DG_VOCABULARY_BLOCK, z,
                    (size_t)n_tokens * sizeof *z);
     }
-    if (job->soft != NULL) add_tile(job, thread, range, tile, statistics, job->n_tiles);
+    if (job->soft != NULL) add_block(job, thread, range, block, statistics, job->n_blocks);
 }
 
-/* The tiles from first_tile on, as many as make a span. */
-static void do_span(const head_job *job, dg_thread *thread, const row_range *range, int64_t first_tile) {
+/* The blocks from first_block on, as many as make a span. */
+static void do_span(const head_job *job, dg_thread *thread, const row_range *range, int64_t first_block) {
     dg_backend *backend = job->backend;
     const dg_model *model = backend->model;
-    const int64_t first = first_tile * DG_HEAD_TOKENS, left = model->n_vocab - first;
+    const int64_t first = first_block * DG_VOCABULARY_BLOCK, left = model->n_vocab - first;
     const dg_head_span span = {.table = &model->token_embd,
                                .first = first,
-                               .n_tokens = left < DG_HEAD_SPAN ? (int32_t)left : DG_HEAD_SPAN,
+                               .n_tokens = left < DG_VOCABULARY_SPAN ? (int32_t)left : DG_VOCABULARY_SPAN,
                                .rows = &range->rows,
                                .z = job->z != NULL ? job->z + range->first * (int64_t)model->n_vocab : NULL,
                                .z_stride = model->n_vocab,
                                .softcap = model->logit_softcap,
                                .temperature = job->temperature,
-                               .statistics = backend->head_tiles + range->first * job->n_tiles + first_tile,
-                               .statistics_stride = job->n_tiles,
-                               .running = job->soft != NULL ? backend->running + range->first : NULL,
-                               .negligible = (double)backend->params.soft_embedding_bound / (double)job->n_tiles,
+                               .statistics = backend->block_statistics + range->first * job->n_blocks + first_block,
+                               .statistics_stride = job->n_blocks,
+                               .softmax = job->soft != NULL ? backend->online_softmax + range->first : NULL,
+                               .negligible = (double)backend->params.soft_embedding_bound / (double)job->n_blocks,
                                .sums = backend->soft_sums + place_of(job, range->first) * backend->kernels->lanes,
                                .n_sums = job->n_sums,
-                               .scratch = thread->tiles};
+                               .scratch = thread->tile_scratch};
     backend->kernels->head_span(&span);
 }
 
-static int64_t tiles_at_once(const head_job *job) { return job->by_spans ? DG_HEAD_SPAN / DG_HEAD_TOKENS : 1; }
+static int64_t blocks_at_once(const head_job *job) {
+    return job->by_spans ? DG_VOCABULARY_SPAN / DG_VOCABULARY_BLOCK : 1;
+}
 
-static void do_tiles(const head_job *job, dg_thread *thread, const row_range *range, int64_t first_tile) {
+static void do_blocks(const head_job *job, dg_thread *thread, const row_range *range, int64_t first_block) {
     if (job->by_spans)
-        do_span(job, thread, range, first_tile);
+        do_span(job, thread, range, first_block);
     else
-        do_tile(job, thread, range, first_tile);
+        do_block(job, thread, range, first_block);
 }
 
 /* ---- The whole vocabulary ------------------------------------------------------------------------------------ */
 
-static void do_tiles_for_all_rows(void *context, int64_t item, int thread) {
+static void do_blocks_for_all_rows(void *context, int64_t item, int thread) {
     const head_job *job = context;
     const row_range all = rows_in_tiles(job, 0, job->rows.n_tiles);
-    do_tiles(job, &job->backend->threads[thread], &all, item * tiles_at_once(job));
+    do_blocks(job, &job->backend->threads[thread], &all, item * blocks_at_once(job));
 }
 
 /* Rows are shared out, not tokens: then each row's sums are added up in the order of tokens whatever the number of
  * threads, and decoding the table once for each thread costs little beside its use for all of a thread's rows. */
-static void do_all_tiles_for_some_rows(void *context, int64_t group, int thread) {
+static void do_all_blocks_for_some_rows(void *context, int64_t group, int thread) {
     const head_job *job = context;
     const int64_t n = job->rows.n_tiles;
     const int32_t first = (int32_t)(n * group / job->n_groups), end = (int32_t)(n * (group + 1) / job->n_groups);
     const row_range some = rows_in_tiles(job, first, end - first);
-    for (int64_t tile = 0; tile < job->n_tiles; tile += tiles_at_once(job))
-        do_tiles(job, &job->backend->threads[thread], &some, tile);
+    for (int64_t block = 0; block < job->n_blocks; block += blocks_at_once(job))
+        do_blocks(job, &job->backend->threads[thread], &some, block);
 }
 
 static void finish_soft(void *context, int64_t row, int thread) {
     const head_job *job = context;
     const dg_backend *backend = job->backend;
     const int64_t n_embd = backend->model->n_embd, lanes = backend->kernels->lanes;
-    const float factor = (float)(sqrt((double)n_embd) / backend->running[row].sum);
+    const float factor = (float)(sqrt((double)n_embd) / backend->online_softmax[row].denominator);
     for (int64_t c = 0; c < n_embd; c += lanes)
         backend->kernels->scale(backend->soft_sums + c * job->n_sums + place_of(job, row) * lanes, factor,
                                 n_embd - c < lanes ? n_embd - c : lanes, job->soft + row * n_embd + c);
@@ -251,36 +256,36 @@ static void finish_soft(void *context, int64_t row, int thread) {
 
 static void run_head(head_job *job) {
     dg_backend *backend = job->backend;
-    job->n_tiles = head_tiles(backend->model);
-    job->by_spans = dg_form_of(backend->kernels, &backend->model->token_embd).tiles && job->logits == NULL;
+    job->n_blocks = vocabulary_blocks(backend->model);
+    job->by_spans = dg_form_of(backend->kernels, &backend->model->token_embd).weight_tiles && job->logits == NULL;
     job->n_sums = job->by_spans ? (int64_t)job->rows.n_tiles * backend->kernels->tile_rows : job->n;
     if (job->soft == NULL) {
-        const int64_t at_once = tiles_at_once(job);
-        dg_pool_run(backend->pool, (job->n_tiles + at_once - 1) / at_once, do_tiles_for_all_rows, job);
+        const int64_t at_once = blocks_at_once(job);
+        dg_pool_run(backend->pool, (job->n_blocks + at_once - 1) / at_once, do_blocks_for_all_rows, job);
         return;
     }
     memset(backend->soft_sums, 0, (size_t)(job->n_sums * padded_embd(backend)) * sizeof(float));
-    for (int32_t r = 0; r < job->n; r++) backend->running[r] = (dg_running){.max = -INFINITY};
+    for (int32_t r = 0; r < job->n; r++) backend->online_softmax[r] = (dg_online_softmax){.max = -INFINITY};
     job->statistics = true;
     job->n_groups = dg_pool_size(backend->pool);
     if (job->n_groups > job->rows.n_tiles) job->n_groups = job->rows.n_tiles;
-    dg_pool_run(backend->pool, job->n_groups, do_all_tiles_for_some_rows, job);
+    dg_pool_run(backend->pool, job->n_groups, do_all_blocks_for_some_rows, job);
     dg_pool_run(backend->pool, job->n, finish_soft, job);
 }
 
 /* ---- The draw ------------------------------------------------------------------------------------------------ */
 
-/* The first token of tile `tile` at which the running sum of exp(z − max), which enters it at `before`, exceeds
- * `wanted`; the last with a positive share where rounding lets none. */
-static int32_t draw_in_tile(const head_job *job, dg_thread *thread, int32_t row, int64_t tile, float max, double before,
-                            double wanted) {
+/* The first token of vocabulary block `block` at which the running sum of exp(z − max), which enters it at `before`,
+ * exceeds `wanted`; the last with a positive share where rounding lets none. */
+static int32_t draw_in_block(const head_job *job, dg_thread *thread, int32_t row, int64_t block, float max,
+                             double before, double wanted) {
     const row_range range = rows_in_tiles(job, row / job->rows.per_tile, 1);
-    const int32_t n_tokens = tokens_of(job, tile), first = (int32_t)tile * DG_HEAD_TOKENS;
+    const int32_t n_tokens = tokens_of(job, block), first = (int32_t)block * DG_VOCABULARY_BLOCK;
     head_job logits_only = *job;
     logits_only.soft = NULL;
-    tile_logits(&logits_only, thread, &range, tile);
-    float e[DG_HEAD_TOKENS];
-    job->backend->kernels->exponentials(thread->logits + (row - range.first) * DG_HEAD_TOKENS, n_tokens, max, e);
+    block_logits(&logits_only, thread, &range, block);
+    float e[DG_VOCABULARY_BLOCK];
+    job->backend->kernels->exponentials(thread->logits + (row - range.first) * DG_VOCABULARY_BLOCK, n_tokens, max, e);
     int32_t last = 0;
     for (int32_t i = 0; i < n_tokens; i++) {
         before += (double)e[i];
@@ -290,34 +295,35 @@ static int32_t draw_in_tile(const head_job *job, dg_thread *thread, int32_t row,
     return first + last;
 }
 
-/* Brings a row's tiles together, in the order of tokens. */
+/* Brings a row's blocks together, in the order of tokens. */
 static void finish_row(void *context, int64_t row, int thread) {
     const head_job *job = context;
-    const dg_head_tile *tiles = job->backend->head_tiles + row * job->n_tiles;
-    float max = tiles[0].max;
+    const dg_block_statistics *blocks = job->backend->block_statistics + row * job->n_blocks;
+    float max = blocks[0].max;
     double sum = 0, weighted = 0;
-    job->argmax[row] = tiles[0].argmax;
-    for (int64_t t = 1; t < job->n_tiles; t++)
-        if (tiles[t].max > max) {
-            max = tiles[t].max;
-            job->argmax[row] = tiles[t].argmax;
+    job->argmax[row] = blocks[0].argmax;
+    for (int64_t t = 1; t < job->n_blocks; t++)
+        if (blocks[t].max > max) {
+            max = blocks[t].max;
+            job->argmax[row] = blocks[t].argmax;
         }
-    for (int64_t t = 0; t < job->n_tiles; t++) {
-        double below = (double)tiles[t].max - (double)max, shrink = exp(below);
-        sum += shrink * (double)tiles[t].sum;
-        weighted += shrink * ((double)tiles[t].weighted + below * (double)tiles[t].sum);
+    for (int64_t t = 0; t < job->n_blocks; t++) {
+        double below = (double)blocks[t].max - (double)max, shrink = exp(below);
+        sum += shrink * (double)blocks[t].sum;
+        weighted += shrink * ((double)blocks[t].weighted + below * (double)blocks[t].sum);
     }
     job->entropies[row] = (float)fmax(log(sum) - weighted / sum, 0.0);
 
     double wanted = (double)job->uniforms[row] * sum, before = 0;
     int64_t chosen = 0;
-    for (int64_t t = 0; t < job->n_tiles; t++) {
-        double share = exp((double)tiles[t].max - (double)max) * (double)tiles[t].sum;
+    for (int64_t t = 0; t < job->n_blocks; t++) {
+        double share = exp((double)blocks[t].max - (double)max) * (double)blocks[t].sum;
         if (share > 0) chosen = t;
         if (before + share > wanted) break;
         before += share;
     }
-    job->candidates[row] = draw_in_tile(job, &job->backend->threads[thread], (int32_t)row, chosen, max, before, wanted);
+    job->candidates[row] =
+        draw_in_block(job, &job->backend->threads[thread], (int32_t)row, chosen, max, before, wanted);
 }
 
 /* ---- The operations ------------------------------------------------------------------------------------------ */

@@ -25,7 +25,7 @@ dg_rows dg_rows_in(const dg_cpu_kernels *kernels, void *memory, dg_form form, in
     int32_t per_tile = n_tiles > 0 ? (n + n_tiles - 1) / n_tiles : 1;
     dg_rows rows = {.form = form, .n = n, .n_tiles = n_tiles, .per_tile = per_tile, .n_cols = n_cols};
     int64_t places = first_tile * kernels->tile_rows, places_in_all = n_tiles_in_all * kernels->tile_rows;
-    if (form.tiles) {
+    if (form.weight_tiles) {
         rows.pairs = (uint16_t *)memory + places * n_cols;
         return rows;
     }
@@ -78,7 +78,7 @@ static void pack_tile(void *context, int64_t tile, int thread) {
         if (p->factor != 1.0f) kernels->scale(normed, p->factor, n_cols, normed);
         rows[i] = normed;
     }
-    if (p->rows.form.tiles)
+    if (p->rows.form.weight_tiles)
         kernels->pack_tile(&p->rows, (int32_t)tile, rows, n);
     else
         for (int32_t i = 0; i < n; i++) kernels->pack(&p->rows, first + i, 0, rows[i], n_cols);
@@ -124,16 +124,17 @@ int64_t dg_strip_cols(const dg_cpu_kernels *kernels, dg_form form, int64_t n_col
     return (n_cols / n_strips + unit - 1) / unit * unit;
 }
 
-void dg_announce(dg_panel *panel, const dg_features *f, int32_t lanes) {
-    panel->next = NULL;
+void dg_prefetch(dg_panel *panel, const dg_features *f, int32_t lanes) {
+    panel->prefetch = NULL;
     if (f->w == NULL) return;
     const int64_t n_cols = f->w->n_cols, row_bytes = (int64_t)dg_row_bytes(f->w->type, n_cols);
     const int64_t left = f->w->n_rows - f->first;
     if (left <= 0) return;
     const int64_t n_bytes = (left < lanes ? left : lanes) * row_bytes;
     const int64_t begin = n_bytes * panel->first_col / n_cols;
-    panel->next = (const uint8_t *)f->w->data + (uint64_t)f->matrix * f->w->matrix_bytes + f->first * row_bytes + begin;
-    panel->next_bytes = n_bytes * (panel->first_col + panel->n_cols) / n_cols - begin;
+    panel->prefetch =
+        (const uint8_t *)f->w->data + (uint64_t)f->matrix * f->w->matrix_bytes + f->first * row_bytes + begin;
+    panel->prefetch_bytes = n_bytes * (panel->first_col + panel->n_cols) / n_cols - begin;
 }
 
 static void multiply_tiled_features(const dg_cpu_kernels *kernels, dg_thread *thread, const dg_features *features,
@@ -147,16 +148,16 @@ static void multiply_tiled_features(const dg_cpu_kernels *kernels, dg_thread *th
     for (int64_t done = 0; done < n; done += at_once) {
         const int64_t first = now.first, left = n - done;
         now.first += at_once;
-        dg_announce(panel, done + at_once < n ? &now : next, (int32_t)at_once);
+        dg_prefetch(panel, done + at_once < n ? &now : next, (int32_t)at_once);
         kernels->multiply_tiled(now.w, now.matrix, first, (int32_t)(left < at_once ? left : at_once), panel, rows,
-                                thread->tiles, out + done, out_stride);
+                                thread->tile_scratch, out + done, out_stride);
     }
-    panel->next = NULL;
+    panel->prefetch = NULL;
 }
 
 void dg_multiply_features(const dg_cpu_kernels *kernels, dg_thread *thread, const dg_features *features, int64_t n,
                           const dg_features *next, const dg_rows *rows, float *out, int64_t out_stride) {
-    if (rows->form.tiles) {
+    if (rows->form.weight_tiles) {
         multiply_tiled_features(kernels, thread, features, n, next, rows, out, out_stride);
         return;
     }
@@ -172,11 +173,11 @@ void dg_multiply_features(const dg_cpu_kernels *kernels, dg_thread *thread, cons
         for (panel->first_col = 0; panel->first_col < n_cols; panel->first_col += strip) {
             panel->n_cols = n_cols - panel->first_col < strip ? n_cols - panel->first_col : strip;
             kernels->decode(now.w, now.matrix, first, n_lanes, panel);
-            dg_announce(panel, done + lanes < n ? &now : next, lanes);
+            dg_prefetch(panel, done + lanes < n ? &now : next, lanes);
             kernels->multiply(panel, rows, thread->sums, out + done, out_stride, n_lanes);
         }
     }
-    panel->next = NULL;
+    panel->prefetch = NULL;
 }
 
 void dg_multiply_gated(dg_backend *backend, int thread_index, const dg_gated *gated, int64_t first,
@@ -215,7 +216,7 @@ static void multiply_piece(void *context, int64_t item, int thread) {
 
 void dg_matmul(dg_backend *backend, const dg_weight *w, const dg_rows *rows, float *out) {
     const int64_t lanes = backend->kernels->lanes;
-    product p = {backend, w, rows, out, rows->form.tiles ? DG_TILED_FEATURES : lanes};
+    product p = {backend, w, rows, out, rows->form.weight_tiles ? DG_TILED_FEATURES : lanes};
     /* some pieces for each thread, so that all finish at about the same time */
     while (p.piece > lanes && w->n_rows < 4 * p.piece * dg_pool_size(backend->pool)) p.piece /= 2;
     dg_pool_run(backend->pool, (w->n_rows + p.piece - 1) / p.piece, multiply_piece, &p);

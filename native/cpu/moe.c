@@ -21,15 +21,15 @@ typedef struct mixture {
 
 /* ---- Routing ------------------------------------------------------------------------------------------------- */
 
-/* The experts_used most probable experts of a row, the most probable first, and their shares of the output. */
+/* The experts_used most probable experts of a row, the most probable first, and their weights. */
 static void choose_experts(void *context, int64_t row, int thread) {
     const mixture *m = context;
     dg_backend *backend = m->backend;
     const int32_t n_experts = backend->model->n_experts, n_used = backend->model->n_experts_used;
     float *p = backend->router_logits + row * n_experts;
     int32_t *chosen = backend->chosen + row * n_used;
-    float *share = backend->share + row * n_used;
-    backend->kernels->softmax(p, n_experts); /* the sum cancels when the shares are made to add up to 1 */
+    float *weight = backend->expert_weight + row * n_used;
+    backend->kernels->softmax(p, n_experts); /* the sum cancels when the weights are made to add up to 1 */
     float total = 0;
     for (int32_t e = 0; e < n_experts; e++)
         if (!(p[e] >= 0)) p[e] = 0; /* NaN, from a damaged file: a row must still choose distinct experts */
@@ -38,11 +38,11 @@ static void choose_experts(void *context, int64_t row, int thread) {
         for (int32_t e = 1; e < n_experts; e++)
             if (p[e] > p[best]) best = e;
         chosen[j] = best;
-        share[j] = p[best];
+        weight[j] = p[best];
         total += p[best];
         p[best] = -1;
     }
-    for (int32_t j = 0; j < n_used; j++) share[j] = share[j] / total * m->moe->expert_scale[chosen[j]];
+    for (int32_t j = 0; j < n_used; j++) weight[j] = weight[j] / total * m->moe->expert_scale[chosen[j]];
 }
 
 static void route(mixture *m, int32_t n) {
@@ -188,8 +188,8 @@ static void add_experts(void *context, int64_t row, int thread) {
     float *out = m->out + row * n_embd;
     memset(out, 0, (size_t)n_embd * sizeof *out);
     for (int64_t i = row * n_used; i < (row + 1) * n_used; i++)
-        backend->kernels->add_scaled(backend->expert_out + (int64_t)backend->expert_row[i] * n_embd, backend->share[i],
-                                     n_embd, out);
+        backend->kernels->add_scaled(backend->expert_out + (int64_t)backend->expert_row[i] * n_embd,
+                                     backend->expert_weight[i], n_embd, out);
 }
 
 void dg_cpu_moe(dg_backend *backend, const dg_moe *moe, const float *x, int32_t n, float *out) {
@@ -210,7 +210,7 @@ void dg_cpu_moe(dg_backend *backend, const dg_moe *moe, const float *x, int32_t 
     dg_collect_chosen(backend, m.gated.gate, x, n, moe->norm);
     if (m.gated.up != m.gated.gate) dg_collect_chosen(backend, m.gated.up, x, n, moe->norm);
     sort_by_expert(&m, n);
-    if (m.form.tiles) {
+    if (m.form.weight_tiles) {
         dg_pool_run(backend->pool, n, norm_row, &m);
         dg_pool_run(backend->pool, m.n_experts, pack_expert, &m);
     } else {

@@ -45,7 +45,7 @@ const char *test_isa(void) { return dg_cpu_kernels_choose()->name; }
 /* What weights of this type are multiplied in: 0 float32, 1 integers, 2 bfloat16 */
 int32_t test_operands(int32_t type) {
     const dg_form form = dg_cpu_kernels_choose()->form_of(type);
-    return form.tiles ? 2 : form.integer ? 1 : 0;
+    return form.weight_tiles ? 2 : form.integer ? 1 : 0;
 }
 
 /* out (n, n_embd) = mlp(rms(x, norm)) */
@@ -56,9 +56,10 @@ int test_mlp(int32_t n_embd, int32_t n_ff, int32_t gate_type, const void *gate, 
     dg_model model = small_model(&layer);
     dg_backend *backend;
     model.n_embd = n_embd;
-    layer.mlp = (dg_mlp){norm, weight_of(gate_type, gate, scales, 1, n_ff, n_embd),
-                         weight_of(up_type, up, scales + 1, 1, n_ff, n_embd),
-                         weight_of(down_type, down, scales + 2, 1, n_embd, n_ff)};
+    layer.mlp = (dg_mlp){.norm = norm,
+                         .gate = weight_of(gate_type, gate, scales, 1, n_ff, n_embd),
+                         .up = weight_of(up_type, up, scales + 1, 1, n_ff, n_embd),
+                         .down = weight_of(down_type, down, scales + 2, 1, n_embd, n_ff)};
     DG_TRY(open_backend(&model, n_threads, n, DG_TYPE_F32, DG_TYPE_F32, 0, &backend));
     dg_cpu_backend.mlp(backend, &layer.mlp, x, n, out);
     dg_cpu_backend.free(backend);

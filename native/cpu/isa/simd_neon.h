@@ -98,7 +98,7 @@ static inline vi vi_dot4(vi acc, vi w, const int8_t *x, const int w_signed) {
 }
 
 #if defined(__ARM_FEATURE_MATMUL_INT8)
-/* For body_pairs.h, which explains them. */
+/* For pairs.h, which explains them. */
 #define HAS_ROW_PAIRS 1
 static inline vi vi_dot8_pairs(vi acc, vi x, vi w) {
     return vmmlaq_s32(acc, vreinterpretq_s8_s32(x), vreinterpretq_s8_s32(w));

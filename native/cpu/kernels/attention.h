@@ -1,4 +1,4 @@
-/* Attention of a few query rows on one KV head, by tiles of keys with a running softmax. Included by body.h, once for
+/* Attention of a few query rows on one KV head, by key tiles with a online softmax. Included by body.h, once for
  * each instruction set.
  *
  * Scores are kept transposed, (keys, query rows), with query rows in the vector lanes: then neither keys nor values
@@ -6,7 +6,7 @@
 
 #define ATTENTION_ROWS (2 * LANES) /* query rows side by side */
 #if defined(HAS_TILES)
-#define ROW_BLOCKS 8 /* as many blocks of them share what is done once for a tile of keys */
+#define ROW_BLOCKS 8 /* as many blocks of them share what is done once for a key tile */
 #else
 #define ROW_BLOCKS 4
 #endif
@@ -94,7 +94,7 @@ typedef struct attention_state {
     float *out;    /* (ATTENTION_ROWS, dim) */
     float *scores; /* (ATTENTION_KEYS, ATTENTION_ROWS), then their exponentials */
     float max[ATTENTION_ROWS];
-    float sum[ATTENTION_ROWS];
+    float denominator[ATTENTION_ROWS];
     float factor[ATTENTION_ROWS]; /* by which what was summed before this tile shrinks */
     float row_position[ATTENTION_ROWS];
 } attention_state;
@@ -155,7 +155,7 @@ static void mask_scores(attention_state *s, int32_t first_position, int32_t n_ke
         }
 }
 
-/* Scores to exponentials; the running maximum and sum move on. */
+/* Scores to exponentials; maximum and denominator of the online softmax move on. */
 static void exponentiate(attention_state *s, int32_t n_keys) {
     const vf hidden = vf_set(0.5f * MASKED);
     for (int i = 0; i < ATTENTION_ROWS; i += LANES) {
@@ -170,7 +170,7 @@ static void exponentiate(attention_state *s, int32_t n_keys) {
         }
         vf factor = vf_exp(vf_sub(before, max));
         vf_store(s->factor + i, factor);
-        vf_store(s->sum + i, vf_fma(vf_load(s->sum + i), factor, sum));
+        vf_store(s->denominator + i, vf_fma(vf_load(s->denominator + i), factor, sum));
         vf_store(s->max + i, max);
     }
 }
@@ -198,7 +198,7 @@ static void write_attention(const attention_state *s) {
     for (int32_t r = 0; r < s->n_rows; r++) {
         const int32_t row = s->first + r;
         float *out = a->out + row / a->group * a->token_stride + row % a->group * a->head_dim;
-        for (int32_t d = 0; d < a->head_dim; d++) out[d] = s->out[r * s->dim + d] / s->sum[r];
+        for (int32_t d = 0; d < a->head_dim; d++) out[d] = s->out[r * s->dim + d] / s->denominator[r];
     }
 }
 

@@ -1,11 +1,11 @@
 /* Attention over a cache of 16 bits or fewer, in integers: instruction sets that multiply pairs of 16-bit integers do
- * so twice as fast as they multiply floats. Included by body_attention.h, once for each of them.
+ * so twice as fast as they multiply floats. Included by attention.h, once for each of them.
  *
  * Queries, keys, values and weights get 13 bits and a scale for each row: at most MOST in magnitude, so that a sum of
  * 64 products fits 32 bits. Then it becomes a float. The rounding error, at most a 11,600th of a row's largest element,
  * is below that of bfloat16 even for rows with a few large elements.
  *
- * A tile of keys is converted once for ROW_BLOCKS blocks of query rows. */
+ * A key tile is converted once for ROW_BLOCKS blocks of query rows. */
 
 #define MOST 5792   /* 64 · MOST² < 2³¹ */
 #define SUM_DIMS 64 /* dimensions that are summed as integers */
@@ -17,8 +17,8 @@ typedef struct pairs_block {
     float q_scale[ATTENTION_ROWS];
 } pairs_block;
 
-/* A tile of keys. */
-typedef struct pairs_tile {
+/* A key tile. */
+typedef struct pairs_key_tile {
     int64_t key_stride; /* words of a row of `keys` */
     int32_t *keys;      /* (ATTENTION_KEYS, key_stride) and padding: pairs of dimensions, of k, then those of v
                            that stand in for the others */
@@ -28,7 +28,7 @@ typedef struct pairs_tile {
     float k_scale[ATTENTION_KEYS];
     float v_scale[ATTENTION_KEYS];
     float weight_scale[ATTENTION_ROWS];
-} pairs_tile;
+} pairs_key_tile;
 
 static int64_t pairs_scratch(int32_t head_dim) {
     const int64_t dim = (head_dim + LANES - 1) / LANES * LANES;
@@ -88,7 +88,8 @@ static void round_queries(pairs_block *b, const float *floats) {
     }
 }
 
-static void round_keys(pairs_tile *t, const dg_attention *a, const dg_kv_run *run, int32_t first_key, int32_t n_keys) {
+static void round_keys(pairs_key_tile *t, const dg_attention *a, const dg_kv_run *run, int32_t first_key,
+                       int32_t n_keys) {
     const int32_t half = a->head_dim / 2, rotated = a->n_rot / 2, rest = half - rotated;
     const int64_t dim = (a->head_dim + LANES - 1) / LANES * LANES;
     for (int32_t j = 0; j < n_keys; j++) {
@@ -140,7 +141,7 @@ ALWAYS_INLINE void add_pair_scores_of(const int n_keys, const int32_t *q, const 
     }
 }
 
-static void add_pair_scores(const pairs_block *b, int32_t first_pair, int32_t n_pairs, const pairs_tile *t,
+static void add_pair_scores(const pairs_block *b, int32_t first_pair, int32_t n_pairs, const pairs_key_tile *t,
                             const float *scale, int32_t n_keys) {
     const int32_t *q = b->q + first_pair * ATTENTION_ROWS, *keys = t->keys + first_pair;
     float *scores = b->state.scores;
@@ -154,7 +155,7 @@ static void add_pair_scores(const pairs_block *b, int32_t first_pair, int32_t n_
 }
 
 /* The exponentials, times the scales of the values, to pairs of integers with a scale for each row. */
-static void round_weights(const pairs_block *b, pairs_tile *t, int32_t n_keys) {
+static void round_weights(const pairs_block *b, pairs_key_tile *t, int32_t n_keys) {
     float *e = b->state.scores;
     for (int i = 0; i < ATTENTION_ROWS; i += LANES) {
         vf largest = vf_set(0x1p-100f), poison = vf_set(0);
@@ -176,7 +177,7 @@ static void round_weights(const pairs_block *b, pairs_tile *t, int32_t n_keys) {
 }
 
 /* out (rows, dim) = out · factor[row] + Σ weights · values for PAIR_ROWS rows from `row` on, all columns */
-static void add_pair_values(const pairs_block *b, const pairs_tile *t, int row, int32_t n_pairs) {
+static void add_pair_values(const pairs_block *b, const pairs_key_tile *t, int row, int32_t n_pairs) {
     const int64_t dim = b->state.dim;
     float *out = b->state.out + row * dim;
     for (int64_t d = 0; d < dim; d += 2 * LANES) {
@@ -208,7 +209,7 @@ static void add_pair_values(const pairs_block *b, const pairs_tile *t, int row, 
 static void pairs_attend(const dg_attention *a, int32_t first, int32_t n_rows, float *scratch) {
     const int64_t dim = (a->head_dim + LANES - 1) / LANES * LANES;
     pairs_block blocks[ROW_BLOCKS];
-    pairs_tile t = {.key_stride = dim / 2};
+    pairs_key_tile t = {.key_stride = dim / 2};
     float *scores = scratch;
     t.weights = (int32_t *)(scores + ATTENTION_KEYS * ATTENTION_ROWS);
     t.keys = t.weights + ATTENTION_KEYS / 2 * ATTENTION_ROWS;

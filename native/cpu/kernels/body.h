@@ -47,12 +47,18 @@ _Static_assert(TILE_ROWS == 6, "add the other sizes");
 #include "cpu/kernels/soft.h"
 
 #if defined(HAS_TILES)
+#define ACTIVATION_ROWS 16 /* in a row tile */
+#else
+#define ACTIVATION_ROWS TILE_ROWS
+#endif
+#include "cpu/kernels/floats.h"
+
+#if defined(HAS_TILES)
 #include "cpu/kernels/amx/body.h"
 #define PRODUCT(kernel) tiled_##kernel
 #else
 #include "cpu/kernels/multiply.h"
 #define PRODUCT(kernel) kernel
-#define ACTIVATION_ROWS TILE_ROWS
 #endif
 
 #include "cpu/kernels/attention.h"

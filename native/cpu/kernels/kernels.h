@@ -13,41 +13,41 @@
 
 #include "model/model.h"
 
-#define DG_BLOCK 32         /* columns that share a scale in packed activations */
-#define DG_MAX_LANES 32     /* rows of a panel, of any instruction set */
-#define DG_MAX_TILE_ROWS 16 /* rows of a tile of activations, likewise */
-#define DG_HEAD_TOKENS 64   /* vocabulary entries whose statistics are kept together */
-#define DG_HEAD_SPAN 512    /* vocabulary entries of a span, a multiple of it */
+#define DG_BLOCK 32            /* columns that share a scale in packed activations */
+#define DG_MAX_LANES 32        /* rows of a panel, of any instruction set */
+#define DG_MAX_TILE_ROWS 16    /* rows of a tile of activations, likewise */
+#define DG_VOCABULARY_BLOCK 64 /* vocabulary entries whose statistics are kept together */
+#define DG_VOCABULARY_SPAN 512 /* vocabulary entries of a span, a multiple of it */
 #define DG_TILED_FEATURES 128
 #define DG_TILED_SCRATCH (160 << 10)
 
 /* How the weights of one type are multiplied:  w = scale · (code − offset) − min */
 typedef struct dg_form {
-    bool tiles;     /* bfloat16, scales included, in tiles (body_amx.h), and the rest is unused */
-    bool integer;   /* neither this nor tiles: float32 throughout, and the rest is unused */
-    bool is_signed; /* codes are signed bytes; otherwise unsigned, and below 128 where offset is not 128 */
+    bool weight_tiles; /* bfloat16, scales included, in tiles (amx/body.h), and the rest is unused */
+    bool integer;      /* neither this nor tiles: float32 throughout, and the rest is unused */
+    bool is_signed;    /* codes are signed bytes; otherwise unsigned, and below 128 where offset is not 128 */
     bool has_mins;
     int32_t group; /* columns that share scale and min: 16 or 32 */
     int32_t offset;
 } dg_form;
 
 static inline bool dg_form_equal(dg_form a, dg_form b) {
-    return a.tiles == b.tiles && a.integer == b.integer && a.is_signed == b.is_signed && a.has_mins == b.has_mins &&
-           a.group == b.group && a.offset == b.offset;
+    return a.weight_tiles == b.weight_tiles && a.integer == b.integer && a.is_signed == b.is_signed &&
+           a.has_mins == b.has_mins && a.group == b.group && a.offset == b.offset;
 }
 
 /* A strip of a panel: some columns of some rows of a weight, decoded. */
 typedef struct dg_panel {
     dg_form form;
     int64_t first_col, n_cols;
-    uint8_t *codes;      /* (n_cols/4, lanes, 4), or as body_layout.h says */
-    float *values;       /* (n_cols, lanes): in place of codes where the form is float32; for tiles it holds as many
-                            bfloat16, (n_cols/32, lanes, 32) */
-    float *scales;       /* (n_cols/group, lanes) */
-    float *mins;         /* (n_cols/group, lanes) */
-    const uint8_t *next; /* the encoded weights that will be wanted after these, or NULL: they are fetched from memory
-                            while these are multiplied */
-    int64_t next_bytes;
+    uint8_t *codes;          /* (n_cols/4, lanes, 4), or as layout.h says */
+    float *values;           /* (n_cols, lanes): in place of codes where the form is float32; for tiles it holds as many
+                                bfloat16, (n_cols/32, lanes, 32) */
+    float *scales;           /* (n_cols/group, lanes) */
+    float *mins;             /* (n_cols/group, lanes) */
+    const uint8_t *prefetch; /* the encoded weights that will be wanted after these, or NULL: they are fetched from
+                            memory while these are multiplied */
+    int64_t prefetch_bytes;
 } dg_panel;
 
 /* Activations, packed for the weights of one form. Row r stands in tile r / per_tile at place r % per_tile; rows are
@@ -58,7 +58,7 @@ typedef struct dg_rows {
     int32_t n_tiles;
     int32_t per_tile;
     int64_t n_cols;
-    int8_t *codes;   /* (n_tiles, n_cols/32, tile_rows, 32), or as body_layout.h says */
+    int8_t *codes;   /* (n_tiles, n_cols/32, tile_rows, 32), or as layout.h says */
     float *scales;   /* (n_tiles, n_cols/32, tile_rows) */
     int32_t *bias;   /* (n_tiles, n_cols/group, tile_rows): −offset · Σ codes of the group */
     float *sums;     /* (n_tiles, n_cols/group, tile_rows): scale · Σ codes of the group; with mins only */
@@ -95,7 +95,7 @@ typedef struct dg_attention {
 } dg_attention;
 
 /* What some tokens add to the soft embeddings of some rows. */
-typedef struct dg_soft_tile {
+typedef struct dg_soft_block {
     bool narrow;      /* weights and values in 16-bit integers, by pairs of tokens; kernels with has_narrow only */
     int32_t n_tokens; /* a multiple of 2 */
     int32_t n_rows;
@@ -109,36 +109,36 @@ typedef struct dg_soft_tile {
     int64_t n_cols;             /* a multiple of lanes */
     int64_t n_sums;
     float *sums; /* (n_cols/lanes, n_sums, lanes) */
-} dg_soft_tile;
+} dg_soft_block;
 
-/* Statistics of some consecutive logits z of one row. */
-typedef struct dg_head_tile {
+/* Statistics of the logits z of one row for one vocabulary block. */
+typedef struct dg_block_statistics {
     float max;
     float sum;      /* Σ exp(z − max) */
     float weighted; /* Σ exp(z − max) · (z − max) */
     int32_t argmax; /* token of the first largest */
-} dg_head_tile;
+} dg_block_statistics;
 
-/* What is known of a row's softmax after some of the vocabulary. */
-typedef struct dg_running {
+/* A row's online softmax after some of the vocabulary. */
+typedef struct dg_online_softmax {
     float max;
-    double sum; /* Σ exp(z − max) */
-} dg_running;
+    double denominator; /* Σ exp(z − max) */
+} dg_online_softmax;
 
 /* Some consecutive tokens of the vocabulary. Its rows' logits are z = softcap · tanh(rows tableᵀ / softcap) /
  * temperature. */
 typedef struct dg_head_span {
     const dg_weight *table;
-    int64_t first;       /* token, a multiple of DG_HEAD_SPAN */
-    int32_t n_tokens;    /* at most DG_HEAD_SPAN */
+    int64_t first;       /* token, a multiple of DG_VOCABULARY_SPAN */
+    int32_t n_tokens;    /* at most DG_VOCABULARY_SPAN */
     const dg_rows *rows; /* in the form of tiles, unless z is given */
     const float *z;      /* (rows->n, z_stride) logits made elsewhere, of the whole vocabulary; or NULL */
     int64_t z_stride;
     float softcap, temperature;
-    dg_head_tile *statistics; /* (rows->n, statistics_stride): of each DG_HEAD_TOKENS of them */
+    dg_block_statistics *statistics; /* (rows->n, statistics_stride): of each DG_VOCABULARY_BLOCK of them */
     int64_t statistics_stride;
-    dg_running *running; /* (rows->n) before these tokens, then after them; NULL: no soft embedding is wanted */
-    double negligible;   /* share of a row's mass up to which DG_HEAD_TOKENS of them are left out of its sums */
+    dg_online_softmax *softmax; /* (rows->n) before these tokens, then after them; NULL: no soft embedding is wanted */
+    double negligible; /* share of a row's mass up to which DG_VOCABULARY_BLOCK of them are left out of its sums */
     float *sums; /* (n_cols/lanes, n_sums, lanes), with tile_rows places for each tile of rows: Σ exp(z − max) ·
                     table */
     int64_t n_sums;
@@ -190,10 +190,10 @@ typedef struct dg_cpu_kernels {
      * the panel count; what the others become means nothing. */
     void (*spread)(const dg_panel *panel, int32_t n_lanes, bool narrow, int64_t n_cols, int32_t values_stride,
                    void *values, float *value_scales);
-    /* The weights of one row, (n_tokens), at least 0, to their place in dg_soft_tile.weights; returns their scale. */
+    /* The weights of one row, (n_tokens), at least 0, to their place in dg_soft_block.weights; returns their scale. */
     float (*pack_weights)(const float *weights, int32_t n_tokens, bool narrow, int32_t row, void *packed);
     /* sums[rows[i]] = factors[i] · sums[rows[i]] + weights[i] · values */
-    void (*add_weighted)(const dg_soft_tile *tile);
+    void (*add_weighted)(const dg_soft_block *block);
 
     /* Attention of query rows first … first + n_rows − 1 (n_rows ≤ attention_rows). `scratch` holds
      * attend_scratch(head_dim) floats. */
@@ -213,7 +213,7 @@ typedef struct dg_cpu_kernels {
     float (*softmax)(float *x, int64_t n); /* in place, not divided by the sum, which is returned */
     /* z = softcap · tanh(z / softcap) / temperature, in place */
     void (*softcap)(float *z, int64_t n, float softcap, float temperature);
-    void (*head_statistics)(const float *z, int32_t n, int32_t first_token, dg_head_tile *tile);
+    void (*head_statistics)(const float *z, int32_t n, int32_t first_token, dg_block_statistics *block);
     /* out = exp(z − max), 0 where that is below the smallest normal number */
     void (*exponentials)(const float *z, int64_t n, float max, float *out);
 

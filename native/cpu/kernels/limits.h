@@ -17,7 +17,7 @@ static double peak_f32(int64_t n_rounds, float *sink) {
     return (double)n_rounds * CHAINS * LANES * 2;
 }
 
-#if !defined(HAS_TILES) /* body_amx_limits.h */
+#if !defined(HAS_TILES) /* amx/limits.h */
 static double peak_int8(int64_t n_rounds, float *sink) {
 #if HAS_ROW_PAIRS
     enum { PRODUCTS = 32 }; /* of an instruction */

@@ -1,11 +1,5 @@
 /* Packing activations, and multiplying them with a panel. Included by body.h, once for each instruction set. */
 
-static void pack_floats(const dg_rows *rows, int32_t row, int64_t first_col, const float *x, int64_t n_cols) {
-    int64_t tile = row / rows->per_tile;
-    float *dst = rows->values + (tile * rows->n_cols + first_col) * TILE_ROWS + row % rows->per_tile;
-    for (int64_t c = 0; c < n_cols; c++) dst[c * TILE_ROWS] = x[c];
-}
-
 static void pack(const dg_rows *rows, int32_t row, int64_t first_col, const float *x, int64_t n_cols) {
     if (!rows->form.integer) {
         pack_floats(rows, row, first_col, x, n_cols);
@@ -46,9 +40,9 @@ static void pack(const dg_rows *rows, int32_t row, int64_t first_col, const floa
 /* How many lines of the next weights to fetch with each block of columns, so that all are there in the end. Without
  * this the experts, whose weights are used for a few rows only, wait for memory half of the time. */
 static int lines_per_block(const dg_panel *panel, const dg_rows *rows) {
-    if (panel->next == NULL) return 0;
+    if (panel->prefetch == NULL) return 0;
     int64_t n_blocks = rows->n_tiles * (panel->n_cols / DG_BLOCK);
-    return (int)((panel->next_bytes / CACHE_LINE + n_blocks - 1) / n_blocks);
+    return (int)((panel->prefetch_bytes / CACHE_LINE + n_blocks - 1) / n_blocks);
 }
 
 #if HAS_ROW_PAIRS
@@ -71,7 +65,7 @@ ALWAYS_INLINE void multiply_integers(const int n_rows, const int group, const bo
     const int32_t *bias = rows->bias + block * groups_per_block * TILE_ROWS;
     const float *x_sum = has_mins ? rows->sums + block * groups_per_block * TILE_ROWS : NULL;
     const int n_fetched = lines_per_block(panel, rows);
-    const uint8_t *next = panel->next + tile * n_blocks * n_fetched * CACHE_LINE;
+    const uint8_t *next = panel->prefetch + tile * n_blocks * n_fetched * CACHE_LINE;
 
     for (int64_t b = 0; b < n_blocks; b++) {
         for (int i = 0; i < n_fetched; i++, next += CACHE_LINE) __builtin_prefetch(next, 0, 2);
@@ -122,36 +116,13 @@ ALWAYS_INLINE void multiply_integers(const int n_rows, const int group, const bo
 }
 #endif
 
-ALWAYS_INLINE void multiply_floats(const int n_rows, const dg_panel *panel, const dg_rows *rows, int64_t tile,
-                                   vf acc[TILE_ROWS][VECTORS]) {
-    const float *w = panel->values;
-    const float *x = rows->values + (tile * rows->n_cols + panel->first_col) * TILE_ROWS;
-    for (int64_t c = 0; c < panel->n_cols; c++, w += PANEL_LANES, x += TILE_ROWS) {
-        vf column[VECTORS];
-        UNROLL
-        for (int v = 0; v < VECTORS; v++) column[v] = vf_load(w + v * LANES);
-        UNROLL
-        for (int t = 0; t < n_rows; t++) {
-            vf factor = vf_set(x[t]);
-            UNROLL
-            for (int v = 0; v < VECTORS; v++) acc[t][v] = vf_fma(column[v], factor, acc[t][v]);
-        }
-    }
-}
-
+/* One row tile, its first n_rows rows (a compile-time constant), in integers. */
 ALWAYS_INLINE void multiply_tile(const int n_rows, const dg_panel *panel, const dg_rows *rows, int64_t tile,
                                  float *sums, float *out, int64_t out_stride, int32_t n_lanes) {
-    vf acc[TILE_ROWS][VECTORS];
-    UNROLL
-    for (int t = 0; t < n_rows; t++) {
-        UNROLL
-        for (int v = 0; v < VECTORS; v++)
-            acc[t][v] = panel->first_col > 0 ? vf_load(sums + t * PANEL_LANES + v * LANES) : vf_set(0);
-    }
     const dg_form form = panel->form;
-    if (!form.integer)
-        multiply_floats(n_rows, panel, rows, tile, acc);
-    else if (form.group == 32 && form.has_mins)
+    vf acc[TILE_ROWS][VECTORS];
+    load_sums(n_rows, panel, sums, acc);
+    if (form.group == 32 && form.has_mins)
         multiply_integers(n_rows, 32, false, true, panel, rows, tile, acc);
     else if (form.group == 32 && form.is_signed)
         multiply_integers(n_rows, 32, true, false, panel, rows, tile, acc);
@@ -161,34 +132,18 @@ ALWAYS_INLINE void multiply_tile(const int n_rows, const dg_panel *panel, const 
         multiply_integers(n_rows, 16, false, true, panel, rows, tile, acc);
     else
         multiply_integers(n_rows, 16, false, false, panel, rows, tile, acc);
-    if (panel->first_col + panel->n_cols < rows->n_cols) {
-        UNROLL
-        for (int t = 0; t < n_rows; t++) {
-            UNROLL
-            for (int v = 0; v < VECTORS; v++) vf_store(sums + t * PANEL_LANES + v * LANES, acc[t][v]);
-        }
-        return;
-    }
-    UNROLL
-    for (int t = 0; t < n_rows; t++) {
-        UNROLL
-        for (int v = 0; v < VECTORS; v++) {
-            float *at = out + t * out_stride + v * LANES;
-            const int left = n_lanes - v * LANES;
-            if (left >= LANES)
-                vf_store(at, acc[t][v]);
-            else if (left > 0)
-                vf_store_part(at, acc[t][v], left);
-        }
-    }
+    store_sums(n_rows, panel, rows->n_cols, acc, sums, out, out_stride, n_lanes);
 }
 
 static void multiply(const dg_panel *panel, const dg_rows *rows, float *sums, float *out, int64_t out_stride,
                      int32_t n_lanes) {
+    if (!panel->form.integer) {
+        multiply_floats(panel, rows, sums, out, out_stride, n_lanes);
+        return;
+    }
     for (int32_t tile = 0; tile < rows->n_tiles; tile++) {
-        int n = rows->n - tile * rows->per_tile;
-        if (n > rows->per_tile) n = rows->per_tile;
-        switch (n) {
+        const int32_t left = rows->n - tile * rows->per_tile;
+        switch (left < rows->per_tile ? left : rows->per_tile) {
 #define CASE(n_rows)                                                                                                   \
     case n_rows:                                                                                                       \
         multiply_tile(n_rows, panel, rows, tile, sums, out, out_stride, n_lanes);                                      \

@@ -1,5 +1,5 @@
 /* Products of integers by pairs of rows, for an instruction that multiplies two rows of eight bytes with two others
- * (smmla). Included by body_multiply.h in place of its own loop where a simd_*.h says HAS_ROW_PAIRS; body_layout.h
+ * (smmla). Included by multiply.h in place of its own loop where a simd_*.h says HAS_ROW_PAIRS; layout.h
  * shows how both operands lie then. A sum is t0 r0, t0 r1, t1 r0, t1 r1 for rows t of activations and r of the panel.
  *
  * The loop is written for LANES = 4. */
@@ -24,7 +24,7 @@ ALWAYS_INLINE void multiply_integers(const int n_rows, const int group, const bo
     const int32_t *bias = rows->bias + block * groups_per_block * TILE_ROWS;
     const float *x_sum = has_mins ? rows->sums + block * groups_per_block * TILE_ROWS : NULL;
     const int n_fetched = lines_per_block(panel, rows);
-    const uint8_t *next = panel->next + tile * n_blocks * n_fetched * CACHE_LINE;
+    const uint8_t *next = panel->prefetch + tile * n_blocks * n_fetched * CACHE_LINE;
     vf square[PAIRS][QUARTERS];
     (void)is_signed; /* unsigned codes are below 128 */
     UNROLL

@@ -122,7 +122,7 @@ ALWAYS_INLINE void add_pairs(const int n_rows, const uint32_t *values, const uin
 #endif
 
 /* One panel's width of columns for up to TILE_ROWS rows: those from `first` on, the columns of `values`. */
-ALWAYS_INLINE void add_weighted_rows(const int n_rows, const bool narrow, const dg_soft_tile *tile, int32_t n_words,
+ALWAYS_INLINE void add_weighted_rows(const int n_rows, const bool narrow, const dg_soft_block *tile, int32_t n_words,
                                      int32_t first, const uint32_t *values, const float *value_scales, float *sums) {
     const uint32_t *w = (const uint32_t *)tile->weights + (int64_t)first * n_words;
     vf acc[TILE_ROWS][VECTORS];
@@ -178,7 +178,7 @@ ALWAYS_INLINE void add_weighted_rows(const int n_rows, const bool narrow, const 
     }
 }
 
-static void add_weighted(const dg_soft_tile *tile) {
+static void add_weighted(const dg_soft_block *tile) {
     const int32_t n_words = tile->narrow ? tile->n_tokens / 2 : tile->n_tokens;
     const uint32_t *values = tile->values;
     const float *value_scales = tile->value_scales;

@@ -1,13 +1,13 @@
-/* Attention over a cache of 16 bits or fewer, by tiles. Included by body_attention.h for the one instruction set that
+/* Attention over a cache of 16 bits or fewer, by tiles. Included by attention.h for the one instruction set that
  * has them.
  *
  * Values and softmax weights are rounded to bfloat16. Queries and keys are two bfloat16 each, the second what the first
  * has lost: scores may be large, and an error in them is one of the exponent. Keys lie one after the other, as they are
  * in the cache, and are the first operand, so that scores come out with query rows side by side, where the softmax
- * wants them. Its weights are then turned, and values go two keys side by side. A tile of keys is converted once for
+ * wants them. Its weights are then turned, and values go two keys side by side. A key tile is converted once for
  * ROW_BLOCKS blocks of query rows. */
 
-#define TILED_KEYS 128 /* in a tile of keys: four blocks of 32 */
+#define TILED_KEYS 128 /* in a key tile: four blocks of 32 */
 #define KEY_BLOCKS (TILED_KEYS / 32)
 #define HALVES (ATTENTION_ROWS / 16)      /* tiles of query rows in a block of them */
 #define Q_BYTES (2 * HALVES * TILE_BYTES) /* of a block's queries, for 32 dimensions: both terms of each half */
@@ -20,14 +20,14 @@ typedef struct tiled_block {
     uint8_t *q;            /* (dim/32, 2 terms, HALVES, 16 pairs of dimensions, 16 rows, 2), in the order of keys */
 } tiled_block;
 
-/* A tile of keys; dim is head_dim in whole blocks of 32. */
-typedef struct tiled_keys {
+/* A key tile; dim is head_dim in whole blocks of 32. */
+typedef struct key_tile {
     int64_t dim;
     uint16_t *keys;   /* (TILED_KEYS, 2 terms, dim): of k, then of v those dimensions that stand in for the others */
     uint32_t *values; /* (TILED_KEYS/2, dim) pairs of keys */
     uint8_t *weights; /* (KEY_BLOCKS, HALVES, 16 rows, 32 keys) */
     float *rows;      /* (3, dim) two rows of values and one of keys as floats, zero beyond head_dim */
-} tiled_keys;
+} key_tile;
 
 static int64_t whole_blocks(int32_t head_dim) { return (head_dim + 31) / 32 * 32; }
 
@@ -75,8 +75,7 @@ static void interleave_rows(const float *a, const float *b, int64_t n, uint32_t 
     }
 }
 
-static void convert_keys(tiled_keys *t, const dg_attention *a, const dg_kv_run *run, int32_t first_key,
-                         int32_t n_keys) {
+static void convert_keys(key_tile *t, const dg_attention *a, const dg_kv_run *run, int32_t first_key, int32_t n_keys) {
     const int32_t half = a->head_dim / 2, rotated = a->n_rot / 2, rest = half - rotated;
     for (int32_t j = 0; j < TILED_KEYS; j++) {
         float *v = t->rows + j % 2 * t->dim, *key = t->rows + 2 * t->dim;
@@ -97,7 +96,7 @@ static void convert_keys(tiled_keys *t, const dg_attention *a, const dg_kv_run *
 }
 
 /* scores (32 keys, ATTENTION_ROWS) of the keys of one block */
-static void score_block(const tiled_block *b, const tiled_keys *t, int block) {
+static void score_block(const tiled_block *b, const key_tile *t, int block) {
     enum { STRIDE = ATTENTION_ROWS * sizeof(float) };
     const int64_t stride = 2 * t->dim * (int64_t)sizeof *t->keys;
     const uint16_t *keys = t->keys + (int64_t)block * 32 * 2 * t->dim, *second = keys + 16 * 2 * t->dim;
@@ -131,7 +130,7 @@ static void score_block(const tiled_block *b, const tiled_keys *t, int block) {
 }
 
 /* out (ATTENTION_ROWS, dim) = out · factor[row] + Σ weights · values over n_blocks blocks of keys */
-static void add_tiled_values(const tiled_block *b, const tiled_keys *t, int n_blocks) {
+static void add_tiled_values(const tiled_block *b, const key_tile *t, int n_blocks) {
     const attention_state *s = &b->state;
     const int64_t stride = t->dim * (int64_t)sizeof(float);
     for (int r = 0; r < ATTENTION_ROWS; r++) {
@@ -167,8 +166,8 @@ static void add_tiled_values(const tiled_block *b, const tiled_keys *t, int n_bl
     }
 }
 
-/* One tile of keys for one block of query rows. */
-static void attend_to_keys(tiled_block *b, const tiled_keys *t, int32_t position, int32_t n_keys, bool masked) {
+/* One key tile for one block of query rows. */
+static void attend_to_keys(tiled_block *b, const key_tile *t, int32_t position, int32_t n_keys, bool masked) {
     const int n_blocks = (n_keys + 31) / 32;
     float *scores = b->state.scores;
     for (int i = 0; i < n_blocks; i++) score_block(b, t, i);
@@ -184,7 +183,7 @@ static void attend_to_keys(tiled_block *b, const tiled_keys *t, int32_t position
 
 static void tiles_attend(const dg_attention *a, int32_t first, int32_t n_rows, float *scratch) {
     tiled_block blocks[ROW_BLOCKS];
-    tiled_keys t = {.dim = whole_blocks(a->head_dim)};
+    key_tile t = {.dim = whole_blocks(a->head_dim)};
     float *scores = scratch;
     t.weights = (uint8_t *)(scores + TILED_KEYS * ATTENTION_ROWS);
     t.keys = (uint16_t *)(t.weights + KEY_BLOCKS * HALVES * TILE_BYTES);

@@ -8,11 +8,7 @@
  *
  * Tiles are set up and released in each call: a thread that does something else keeps no state of theirs. */
 
-#define ACTIVATION_ROWS 16 /* in a tile */
-
 #include "cpu/kernels/amx/decode.h"
-
-#include "cpu/kernels/amx/floats.h"
 
 #include "cpu/kernels/amx/multiply.h"
 

@@ -1,25 +1,25 @@
 /* The head by tiles: logits, their statistics and the soft embedding of a span of the vocabulary. Included by
- * body_amx.h.
+ * amx/body.h.
  *
- * Logits are products as in body_amx_multiply.h, a panel of tokens at a time. Their sums lie with rows of activations
+ * Logits are products as in amx/multiply.h, a panel of tokens at a time. Their sums lie with rows of activations
  * in the vector lanes, so that statistics need no sums across lanes.
  *
  * The soft embedding is the product of the weights exp(z − max), rounded to bfloat16, with the same bfloat16 table, two
  * tokens side by side. All tokens of a span are added to the sums at once, since these are too many to stay in a cache.
  * The table is decoded for the second time then: that takes less than keeping it. */
 
-#define SPAN_TILES (DG_HEAD_SPAN / DG_HEAD_TOKENS)
-#define SPAN_PANELS (DG_HEAD_SPAN / PANEL_LANES)
-#define PANELS_A_TILE (DG_HEAD_TOKENS / PANEL_LANES)
-#define TILE_LOGITS (DG_HEAD_TOKENS * ACTIVATION_ROWS)
+#define SPAN_BLOCKS (DG_VOCABULARY_SPAN / DG_VOCABULARY_BLOCK)
+#define SPAN_PANELS (DG_VOCABULARY_SPAN / PANEL_LANES)
+#define PANELS_A_BLOCK (DG_VOCABULARY_BLOCK / PANEL_LANES)
+#define BLOCK_LOGITS (DG_VOCABULARY_BLOCK * ACTIVATION_ROWS)
 
 typedef struct head_scratch {
     uint8_t *table; /* bfloat16: a panel, (n_cols/32, 32 tokens, 32); then, in turn, (CHUNK, SPAN_PANELS, 2, 16, 16, 2)
                        by pairs of tokens */
     uint8_t *chunk; /* (CHUNK, 32 tokens, 32) likewise */
     uint8_t *weights; /* (n_tiles, SPAN_PANELS, 16 rows, 32 tokens) bfloat16 */
-    float *logits;    /* (n_tiles, DG_HEAD_TOKENS, 16 rows), then their exponentials */
-    uint8_t *matters; /* (n_tiles, SPAN_TILES): whether they add to the sums */
+    float *logits;    /* (n_tiles, DG_VOCABULARY_BLOCK, 16 rows), then their exponentials */
+    uint8_t *matters; /* (n_tiles, SPAN_BLOCKS): whether they add to the sums */
 } head_scratch;
 
 static int64_t table_bytes(int64_t n_cols) {
@@ -29,7 +29,7 @@ static int64_t table_bytes(int64_t n_cols) {
 
 static int64_t head_span_bytes(int64_t n_cols, int32_t n_tiles) {
     return table_bytes(n_cols) + CHUNK * TILES_BYTES +
-           n_tiles * (SPAN_PANELS * TILE_BYTES + TILE_LOGITS * (int64_t)sizeof(float) + SPAN_TILES);
+           n_tiles * (SPAN_PANELS * TILE_BYTES + BLOCK_LOGITS * (int64_t)sizeof(float) + SPAN_BLOCKS);
 }
 
 static head_scratch head_scratch_in(uint8_t *memory, int64_t n_cols, int32_t n_tiles) {
@@ -37,7 +37,7 @@ static head_scratch head_scratch_in(uint8_t *memory, int64_t n_cols, int32_t n_t
     s.chunk = s.table + table_bytes(n_cols);
     s.weights = s.chunk + CHUNK * TILES_BYTES;
     s.logits = (float *)(s.weights + (int64_t)n_tiles * SPAN_PANELS * TILE_BYTES);
-    s.matters = (uint8_t *)(s.logits + (int64_t)n_tiles * TILE_LOGITS);
+    s.matters = (uint8_t *)(s.logits + (int64_t)n_tiles * BLOCK_LOGITS);
     return s;
 }
 
@@ -53,10 +53,10 @@ static void decode_panel(const tile_source *s, int64_t row, int64_t first, int64
 
 /* ---- Logits ------------------------------------------------------------------------------------------------------ */
 
-/* logits (n_tiles, DG_HEAD_TOKENS, 16 rows), from the panel's first token on. */
-static void multiply_panel(const dg_rows *rows, const uint8_t *panel, fetching *fetch, float *logits) {
+/* logits (n_tiles, DG_VOCABULARY_BLOCK, 16 rows), from the panel's first token on. */
+static void multiply_panel(const dg_rows *rows, const uint8_t *panel, prefetching *fetch, float *logits) {
     const int64_t n_blocks = rows->n_cols / DG_BLOCK, x_stride = n_blocks * TILE_BYTES;
-    for (int32_t tile = 0; tile < rows->n_tiles; tile += 2, logits += 2 * TILE_LOGITS) {
+    for (int32_t tile = 0; tile < rows->n_tiles; tile += 2, logits += 2 * BLOCK_LOGITS) {
         const bool two = tile + 1 < rows->n_tiles;
         const uint8_t *w = panel, *x = (const uint8_t *)rows->pairs + tile * x_stride;
         MEMORY_FENCE;
@@ -64,13 +64,13 @@ static void multiply_panel(const dg_rows *rows, const uint8_t *panel, fetching *
         for (int64_t b = 0; b < n_blocks; b++, w += TILES_BYTES, x += TILE_BYTES) {
             UNROLL
             for (int part = 0; part < 4; part++) multiply_part(part, two, w, x, x + x_stride);
-            fetch_some(fetch);
+            prefetch_some(fetch);
         }
         _tile_stored(0, logits, 64);
         _tile_stored(1, logits + 16 * ACTIVATION_ROWS, 64);
         if (two) {
-            _tile_stored(2, logits + TILE_LOGITS, 64);
-            _tile_stored(3, logits + TILE_LOGITS + 16 * ACTIVATION_ROWS, 64);
+            _tile_stored(2, logits + BLOCK_LOGITS, 64);
+            _tile_stored(3, logits + BLOCK_LOGITS + 16 * ACTIVATION_ROWS, 64);
         }
         MEMORY_FENCE;
     }
@@ -78,22 +78,22 @@ static void multiply_panel(const dg_rows *rows, const uint8_t *panel, fetching *
 
 /* The same from logits that are given, of n_tokens tokens from `first` of the span on. */
 static void load_logits(const dg_head_span *span, int32_t first, int32_t n_tokens, float *logits) {
-    memset(logits, 0, (size_t)span->rows->n_tiles * TILE_LOGITS * sizeof *logits);
+    memset(logits, 0, (size_t)span->rows->n_tiles * BLOCK_LOGITS * sizeof *logits);
     for (int32_t r = 0; r < span->rows->n; r++) {
         const float *z = span->z + r * span->z_stride + span->first + first;
-        float *to = logits + r / span->rows->per_tile * TILE_LOGITS + r % span->rows->per_tile;
+        float *to = logits + r / span->rows->per_tile * BLOCK_LOGITS + r % span->rows->per_tile;
         for (int32_t i = 0; i < n_tokens; i++) to[i * ACTIVATION_ROWS] = z[i];
     }
 }
 
 /* What is known of some tokens' logits, by rows of activations. */
-typedef struct tile_statistics {
+typedef struct row_statistics {
     float max[ACTIVATION_ROWS], sum[ACTIVATION_ROWS], weighted[ACTIVATION_ROWS];
     int32_t argmax[ACTIVATION_ROWS];
-} tile_statistics;
+} row_statistics;
 
-/* z (DG_HEAD_TOKENS, 16 rows), n_tokens of them: products become logits, then exp(z − max). */
-static void tile_exponentials(const dg_head_span *span, float *z, int32_t n_tokens, tile_statistics *t) {
+/* z (DG_VOCABULARY_BLOCK, 16 rows), n_tokens of them: products become logits, then exp(z − max). */
+static void block_exponentials(const dg_head_span *span, float *z, int32_t n_tokens, row_statistics *t) {
     const soft_cap cap = soft_cap_of(span->softcap, span->temperature);
     const bool given = span->z != NULL;
     vf max = vf_set(-INFINITY), sum = vf_set(0), weighted = vf_set(0);
@@ -122,8 +122,8 @@ static void tile_exponentials(const dg_head_span *span, float *z, int32_t n_toke
  * far, those of n_panels. */
 static void raise_max(const dg_head_span *span, const head_scratch *s, int32_t tile, int32_t r, float max,
                       int32_t n_panels) {
-    dg_running *running = &span->running[tile * span->rows->per_tile + r];
-    const float factor = expf(running->max - max);
+    dg_online_softmax *softmax = &span->softmax[tile * span->rows->per_tile + r];
+    const float factor = expf(softmax->max - max);
     const vf factors = vf_set(factor);
     float *sums = span->sums + ((int64_t)tile * ACTIVATION_ROWS + r) * PANEL_LANES;
     uint8_t *weights = s->weights + (int64_t)tile * SPAN_PANELS * TILE_BYTES + r * BLOCK_BYTES;
@@ -134,8 +134,8 @@ static void raise_max(const dg_head_span *span, const head_scratch *s, int32_t t
         _mm512_storeu_si512(weights, (__m512i)_mm512_cvtne2ps_pbh(vf_mul(vf_load_bf16(halves + 16), factors),
                                                                   vf_mul(vf_load_bf16(halves), factors)));
     }
-    running->max = max;
-    running->sum *= (double)factor;
+    softmax->max = max;
+    softmax->denominator *= (double)factor;
 }
 
 /* e (32, 16 rows; e_stride) · factor[row] to a tile (16 rows, 32) of bfloat16; without factors, as they are. */
@@ -154,38 +154,38 @@ static void turn_weights(const float *e, int64_t e_stride, const float *factor, 
     }
 }
 
-/* Weighs the span's tile j of tokens, e (DG_HEAD_TOKENS, 16 rows), for the rows of a tile. A row to which it adds no
- * more than `negligible` of its mass leaves it out, whatever the others do: its mass can only grow, so what is
+/* Weighs the span's vocabulary block j, e (DG_VOCABULARY_BLOCK, 16 rows), for the rows of a tile. A row to which it
+ * adds no more than `negligible` of its mass leaves it out, whatever the others do: its mass can only grow, so what is
  * negligible now stays so. */
-static void weigh_tile(const dg_head_span *span, const head_scratch *s, int32_t tile, int32_t j,
-                       const tile_statistics *t, float *e, int32_t n_tokens) {
+static void weigh_block(const dg_head_span *span, const head_scratch *s, int32_t tile, int32_t j,
+                        const row_statistics *t, float *e, int32_t n_tokens) {
     const int32_t n_rows = rows_in_tile(span->rows, tile), first = tile * span->rows->per_tile;
     float below[ACTIVATION_ROWS] = {0}, factor[ACTIVATION_ROWS];
-    uint8_t *weights = s->weights + ((int64_t)tile * SPAN_PANELS + PANELS_A_TILE * j) * TILE_BYTES;
+    uint8_t *weights = s->weights + ((int64_t)tile * SPAN_PANELS + PANELS_A_BLOCK * j) * TILE_BYTES;
     bool matters = false;
     for (int32_t r = 0; r < n_rows; r++) {
-        const dg_running *running = &span->running[first + r];
-        if (!(t->max[r] <= running->max)) raise_max(span, s, tile, r, t->max[r], PANELS_A_TILE * j);
-        below[r] = t->max[r] - running->max;
+        const dg_online_softmax *softmax = &span->softmax[first + r];
+        if (!(t->max[r] <= softmax->max)) raise_max(span, s, tile, r, t->max[r], PANELS_A_BLOCK * j);
+        below[r] = t->max[r] - softmax->max;
     }
     vf_store(factor, vf_exp(vf_load(below)));
     for (int32_t r = 0; r < n_rows; r++) {
-        dg_running *running = &span->running[first + r];
+        dg_online_softmax *softmax = &span->softmax[first + r];
         const double mass = (double)factor[r] * (double)t->sum[r];
-        running->sum += mass;
-        if (mass <= span->negligible * running->sum)
+        softmax->denominator += mass;
+        if (mass <= span->negligible * softmax->denominator)
             factor[r] = 0;
         else
             matters = true;
     }
     for (int32_t r = n_rows; r < ACTIVATION_ROWS; r++) factor[r] = 0;
-    s->matters[tile * SPAN_TILES + j] = matters;
+    s->matters[tile * SPAN_BLOCKS + j] = matters;
     if (!matters) { /* the next tile of rows may want these tokens, and goes through the products beside this one */
-        memset(weights, 0, PANELS_A_TILE * TILE_BYTES);
+        memset(weights, 0, PANELS_A_BLOCK * TILE_BYTES);
         return;
     }
-    memset(e + n_tokens * ACTIVATION_ROWS, 0, (size_t)(DG_HEAD_TOKENS - n_tokens) * ACTIVATION_ROWS * sizeof *e);
-    for (int p = 0; p < PANELS_A_TILE; p++)
+    memset(e + n_tokens * ACTIVATION_ROWS, 0, (size_t)(DG_VOCABULARY_BLOCK - n_tokens) * ACTIVATION_ROWS * sizeof *e);
+    for (int p = 0; p < PANELS_A_BLOCK; p++)
         turn_weights(e + p * PANEL_LANES * ACTIVATION_ROWS, ACTIVATION_ROWS, factor, weights + p * TILE_BYTES);
 }
 
@@ -207,9 +207,9 @@ ALWAYS_INLINE void pair_tokens(const uint8_t *rows, uint8_t *tiles) {
     }
 }
 
-/* sums (16 or 32 rows, 32 columns) += weights · table, for those of n_tiles tiles of tokens that matter. */
+/* sums (16 or 32 rows, 32 columns) += weights · table, for those of n_parts vocabulary blocks that matter. */
 ALWAYS_INLINE void add_products(const bool two, const uint8_t *table, const uint8_t *weights, const uint8_t *matters,
-                                int32_t n_tiles, float *sums) {
+                                int32_t n_parts, float *sums) {
     enum { STRIDE = PANEL_LANES * sizeof(float), NEXT = ACTIVATION_ROWS * PANEL_LANES };
     const uint8_t *second = weights + SPAN_PANELS * TILE_BYTES;
     MEMORY_FENCE;
@@ -219,9 +219,9 @@ ALWAYS_INLINE void add_products(const bool two, const uint8_t *table, const uint
         _tile_loadd(2, sums + NEXT, STRIDE);
         _tile_loadd(3, sums + NEXT + LANES, STRIDE);
     }
-    for (int32_t j = 0; j < n_tiles; j++) {
+    for (int32_t j = 0; j < n_parts; j++) {
         if (!matters[j]) continue;
-        for (int p = PANELS_A_TILE * j; p < PANELS_A_TILE * (j + 1); p++) {
+        for (int p = PANELS_A_BLOCK * j; p < PANELS_A_BLOCK * (j + 1); p++) {
             _tile_loadd(4, weights + p * TILE_BYTES, BLOCK_BYTES);
             _tile_loadd(6, table + p * TILES_BYTES, BLOCK_BYTES);
             _tile_dpbf16ps(0, 4, 6);
@@ -242,40 +242,40 @@ ALWAYS_INLINE void add_products(const bool two, const uint8_t *table, const uint
     MEMORY_FENCE;
 }
 
-/* Which tiles of tokens matter to either of two tiles of rows, or to all; returns whether any does. Those that leave
+/* Which vocabulary blocks matter to either of two row tiles, or to all; returns whether any does. Those that leave
  * one out have weights of zero for it. */
-static bool matter_together(const uint8_t *matters, int32_t n_row_tiles, int32_t n_tiles, uint8_t *together) {
+static bool matter_together(const uint8_t *matters, int32_t n_row_tiles, int32_t n_parts, uint8_t *together) {
     bool any = false;
-    memset(together, 0, SPAN_TILES);
+    memset(together, 0, SPAN_BLOCKS);
     for (int32_t i = 0; i < n_row_tiles; i++)
-        for (int32_t j = 0; j < n_tiles; j++) any |= together[j] |= matters[i * SPAN_TILES + j];
+        for (int32_t j = 0; j < n_parts; j++) any |= together[j] |= matters[i * SPAN_BLOCKS + j];
     return any;
 }
 
 static void add_span(const dg_head_span *span, const tile_source *source, const head_scratch *s) {
     const dg_rows *rows = span->rows;
-    const int32_t n_tiles = (span->n_tokens + DG_HEAD_TOKENS - 1) / DG_HEAD_TOKENS;
-    uint8_t all[SPAN_TILES], pair[SPAN_TILES];
-    if (!matter_together(s->matters, rows->n_tiles, n_tiles, all)) return;
+    const int32_t n_parts = (span->n_tokens + DG_VOCABULARY_BLOCK - 1) / DG_VOCABULARY_BLOCK;
+    uint8_t all[SPAN_BLOCKS], pair[SPAN_BLOCKS];
+    if (!matter_together(s->matters, rows->n_tiles, n_parts, all)) return;
     for (int64_t first = 0; first < source->n_blocks; first += CHUNK) {
         const int64_t n_blocks = source->n_blocks - first < CHUNK ? source->n_blocks - first : CHUNK;
-        for (int32_t p = 0; p < n_tiles * PANELS_A_TILE; p++) {
-            if (!all[p / PANELS_A_TILE]) continue;
+        for (int32_t p = 0; p < n_parts * PANELS_A_BLOCK; p++) {
+            if (!all[p / PANELS_A_BLOCK]) continue;
             decode_panel(source, p * PANEL_LANES, first, n_blocks, s->chunk);
             for (int64_t b = 0; b < n_blocks; b++)
                 pair_tokens(s->chunk + b * TILES_BYTES, s->table + (b * SPAN_PANELS + p) * TILES_BYTES);
         }
         for (int32_t tile = 0; tile < rows->n_tiles; tile += 2) {
             const bool two = tile + 1 < rows->n_tiles;
-            if (!matter_together(s->matters + tile * SPAN_TILES, 1 + two, n_tiles, pair)) continue;
+            if (!matter_together(s->matters + tile * SPAN_BLOCKS, 1 + two, n_parts, pair)) continue;
             const uint8_t *weights = s->weights + (int64_t)tile * SPAN_PANELS * TILE_BYTES, *table = s->table;
             float *sums = span->sums + (first * span->n_sums + tile * ACTIVATION_ROWS) * PANEL_LANES;
             for (int64_t b = 0; b < n_blocks;
                  b++, table += SPAN_PANELS * TILES_BYTES, sums += span->n_sums * PANEL_LANES) {
                 if (two)
-                    add_products(true, table, weights, pair, n_tiles, sums);
+                    add_products(true, table, weights, pair, n_parts, sums);
                 else
-                    add_products(false, table, weights, pair, n_tiles, sums);
+                    add_products(false, table, weights, pair, n_parts, sums);
             }
         }
     }
@@ -290,27 +290,27 @@ static void head_span(const dg_head_span *span) {
     const head_scratch s = head_scratch_in(span->scratch, rows->n_cols, rows->n_tiles);
     const int64_t n_steps = source.n_blocks * ((rows->n_tiles + 1) / 2);
     begin_tiles();
-    for (int32_t i = 0; i < span->n_tokens; i += DG_HEAD_TOKENS) {
-        const int32_t n_tokens = at_most(span->n_tokens - i, DG_HEAD_TOKENS), j = i / DG_HEAD_TOKENS;
+    for (int32_t i = 0; i < span->n_tokens; i += DG_VOCABULARY_BLOCK) {
+        const int32_t n_tokens = at_most(span->n_tokens - i, DG_VOCABULARY_BLOCK), j = i / DG_VOCABULARY_BLOCK;
         if (span->z != NULL) load_logits(span, i, n_tokens, s.logits);
         for (int32_t p = 0; span->z == NULL && p < n_tokens; p += PANEL_LANES) {
             const uint8_t *next = source.rows + (i + p + PANEL_LANES) * source.row_bytes;
-            const dg_panel coming = {.next = next, .next_bytes = PANEL_LANES * source.row_bytes};
-            fetching fetch = fetching_of(&coming, n_steps);
+            const dg_panel coming = {.prefetch = next, .prefetch_bytes = PANEL_LANES * source.row_bytes};
+            prefetching fetch = prefetching_of(&coming, n_steps);
             decode_panel(&source, i + p, 0, source.n_blocks, s.table);
             multiply_panel(rows, s.table, &fetch, s.logits + p * ACTIVATION_ROWS);
         }
         for (int32_t tile = 0; tile < rows->n_tiles; tile++) {
-            float *z = s.logits + (int64_t)tile * TILE_LOGITS;
+            float *z = s.logits + (int64_t)tile * BLOCK_LOGITS;
             const int32_t first = tile * rows->per_tile, n_rows = rows_in_tile(rows, tile);
-            tile_statistics t;
-            tile_exponentials(span, z, n_tokens, &t);
+            row_statistics t;
+            block_exponentials(span, z, n_tokens, &t);
             for (int32_t r = 0; r < n_rows; r++)
                 span->statistics[(first + r) * span->statistics_stride + j] =
-                    (dg_head_tile){t.max[r], t.sum[r], t.weighted[r], (int32_t)span->first + i + t.argmax[r]};
-            if (span->running != NULL) weigh_tile(span, &s, tile, j, &t, z, n_tokens);
+                    (dg_block_statistics){t.max[r], t.sum[r], t.weighted[r], (int32_t)span->first + i + t.argmax[r]};
+            if (span->softmax != NULL) weigh_block(span, &s, tile, j, &t, z, n_tokens);
         }
     }
-    if (span->running != NULL) add_span(span, &source, &s);
+    if (span->softmax != NULL) add_span(span, &source, &s);
     _tile_release();
 }

@@ -1,4 +1,4 @@
-/* What the tile unit can do at most; as body_limits.h. Included by body_amx.h. */
+/* What the tile unit can do at most; as limits.h. Included by amx/body.h. */
 
 /* Operations of four tile products of `width` columns for each round. */
 static double tile_operations(int64_t n_rounds, int width) { return (double)n_rounds * 4 * 16 * 16 * width * 2; }

@@ -1,10 +1,10 @@
-/* Packing activations for tiles, and their products. Included by body_amx.h. */
+/* Packing activations for tiles, and their products. Included by amx/body.h. */
 
 #define TILE_BYTES 1024
 #define CACHE_LINE 64
 
 static dg_form tiled_form_of(int32_t type) {
-    return tile_decoder_of(type) != NULL ? (dg_form){.tiles = true} : form_of(type);
+    return tile_decoder_of(type) != NULL ? (dg_form){.weight_tiles = true} : form_of(type);
 }
 
 /* ---- Packing ----------------------------------------------------------------------------------------------------- */
@@ -49,7 +49,7 @@ static void pack_tile(const dg_rows *rows, int32_t tile, const float *const *x, 
 }
 
 static void tiled_pack(const dg_rows *rows, int32_t row, int64_t first_col, const float *x, int64_t n_cols) {
-    if (rows->form.tiles)
+    if (rows->form.weight_tiles)
         pack_tiles(rows, row, first_col, x, n_cols);
     else
         pack_floats(rows, row, first_col, x, n_cols);
@@ -158,17 +158,17 @@ static void write_pair(const tile_sums *t, const dg_rows *rows, int32_t tile, in
 }
 
 /* Fetches the next weights, a few lines with each step, so that all are there in the end. */
-typedef struct fetching {
+typedef struct prefetching {
     const uint8_t *next, *end;
     int64_t lines;
-} fetching;
+} prefetching;
 
-static fetching fetching_of(const dg_panel *panel, int64_t n_steps) {
-    if (panel->next == NULL || n_steps == 0) return (fetching){0};
-    return (fetching){panel->next, panel->next + panel->next_bytes,
-                      (panel->next_bytes / CACHE_LINE + n_steps - 1) / n_steps};
+static prefetching prefetching_of(const dg_panel *panel, int64_t n_steps) {
+    if (panel->prefetch == NULL || n_steps == 0) return (prefetching){0};
+    return (prefetching){panel->prefetch, panel->prefetch + panel->prefetch_bytes,
+                         (panel->prefetch_bytes / CACHE_LINE + n_steps - 1) / n_steps};
 }
-ALWAYS_INLINE void fetch_some(fetching *f) {
+ALWAYS_INLINE void prefetch_some(prefetching *f) {
     for (int64_t i = 0; i < f->lines && f->next < f->end; i++, f->next += CACHE_LINE) __builtin_prefetch(f->next, 0, 2);
 }
 
@@ -182,14 +182,14 @@ ALWAYS_INLINE void fetch_some(fetching *f) {
  * blocks `coming` and on of four rows of weights are decoded after each product. */
 ALWAYS_INLINE void multiply_two_blocks(const bool two, const int64_t n_now, const int64_t n_coming, const uint8_t *w,
                                        const uint8_t *x, const uint8_t *x_second, const tile_source *s, int64_t coming,
-                                       uint8_t *decoded, fetching *fetch) {
+                                       uint8_t *decoded, prefetching *fetch) {
     UNROLL
     for (int i = 0; i < 2; i++) {
         UNROLL
         for (int part = 0; part < 4; part++) {
             if (i < n_now) multiply_part(part, two, w + i * TILES_BYTES, x + i * TILE_BYTES, x_second + i * TILE_BYTES);
             if (n_coming == 0) continue;
-            fetch_some(fetch);
+            prefetch_some(fetch);
             const int64_t row = 16 * i + 4 * part, left = s->n_rows - row;
             if (left > 0) s->decode(s, row, left < 4 ? left : 4, coming, n_coming, decoded + row * BLOCK_BYTES);
         }
@@ -197,7 +197,7 @@ ALWAYS_INLINE void multiply_two_blocks(const bool two, const int64_t n_now, cons
 }
 
 ALWAYS_INLINE void multiply_few(const bool two, const tile_source *s, const dg_rows *rows, uint8_t *scratch,
-                                fetching *fetch, tile_sums *sums) {
+                                prefetching *fetch, tile_sums *sums) {
     const int64_t n_blocks = s->n_blocks;
     const uint8_t *x = (const uint8_t *)rows->pairs, *x_second = x + n_blocks * TILE_BYTES;
     uint8_t *decoded = scratch, *coming = scratch + 2 * TILES_BYTES;
@@ -260,7 +260,7 @@ static void decode_a_row(const tile_source *s, decoding *d) {
 
 /* Activations from first_tile on, n_pairs pairs of tiles, with all rows of the source. */
 static void multiply_many(const tile_source *s, const dg_rows *rows, int32_t first_tile, int64_t n_pairs,
-                          uint8_t *scratch, fetching *fetch, float *out, int64_t out_stride) {
+                          uint8_t *scratch, prefetching *fetch, float *out, int64_t out_stride) {
     const int64_t n_panels = (s->n_rows + PANEL_LANES - 1) / PANEL_LANES;
     const int64_t n_pieces = (s->n_blocks + CHUNK - 1) / CHUNK * n_panels;
     const int64_t x_stride = s->n_blocks * TILE_BYTES; /* from tile to tile of activations */
@@ -296,7 +296,7 @@ static void multiply_many(const tile_source *s, const dg_rows *rows, int32_t fir
                     decode_a_row(s, &next);
                     wait = steps_a_row;
                 }
-                fetch_some(fetch);
+                prefetch_some(fetch);
             }
             save_sums(two, sums);
             if (last) {
@@ -316,8 +316,8 @@ static void multiply_tiles(const dg_weight *weight, int64_t matrix, int64_t firs
     const int64_t n_blocks = weight->n_cols / DG_BLOCK;
     uint8_t *scratch = memory;
     row_scales scales[PANEL_LANES];
-    fetching fetch =
-        fetching_of(panel, few ? 8 * ((n_blocks - 1) / 2) * n_panels : n_blocks * n_panels * ((rows->n_tiles + 1) / 2));
+    prefetching fetch = prefetching_of(panel, few ? 8 * ((n_blocks - 1) / 2) * n_panels
+                                                  : n_blocks * n_panels * ((rows->n_tiles + 1) / 2));
     begin_tiles();
     for (int32_t done = 0; done < n; done += at_once) {
         const tile_source s =
@@ -340,7 +340,7 @@ static void multiply_tiles(const dg_weight *weight, int64_t matrix, int64_t firs
  */
 
 static void tiled_decode(const dg_weight *weight, int64_t matrix, int64_t first_row, int32_t n_rows, dg_panel *panel) {
-    if (!panel->form.tiles) {
+    if (!panel->form.weight_tiles) {
         decode(weight, matrix, first_row, n_rows, panel);
         return;
     }
@@ -351,13 +351,13 @@ static void tiled_decode(const dg_weight *weight, int64_t matrix, int64_t first_
 
 static void tiled_multiply(const dg_panel *panel, const dg_rows *rows, float *sums, float *out, int64_t out_stride,
                            int32_t n_lanes) {
-    if (!rows->form.tiles) {
+    if (!rows->form.weight_tiles) {
         multiply_floats(panel, rows, sums, out, out_stride, n_lanes);
         return;
     }
     const int64_t n_blocks = panel->n_cols / DG_BLOCK, x_stride = rows->n_cols / DG_BLOCK * TILE_BYTES;
     const bool last = panel->first_col + panel->n_cols == rows->n_cols;
-    fetching fetch = fetching_of(panel, n_blocks * ((rows->n_tiles + 1) / 2));
+    prefetching fetch = prefetching_of(panel, n_blocks * ((rows->n_tiles + 1) / 2));
     begin_tiles();
     for (int32_t tile = 0; tile < rows->n_tiles; tile += 2, sums += sizeof(tile_sums) / sizeof *sums) {
         const bool two = tile + 1 < rows->n_tiles;
@@ -371,7 +371,7 @@ static void tiled_multiply(const dg_panel *panel, const dg_rows *rows, float *su
         for (int64_t b = 0; b < n_blocks; b++, w += TILES_BYTES, x += TILE_BYTES) {
             UNROLL
             for (int part = 0; part < 4; part++) multiply_part(part, two, w, x, x + x_stride);
-            fetch_some(&fetch);
+            prefetch_some(&fetch);
         }
         save_sums(two, (tile_sums *)sums);
         if (last) write_pair((const tile_sums *)sums, rows, tile, n_lanes, out, out_stride);
