@@ -1,10 +1,12 @@
-"""Registers and spills of every CUDA kernel, for one architecture: what docs/cuda.md's table shows.
+"""Registers, spills and main loops of every CUDA kernel: what docs/cuda.md's table shows.
 
     python bench/cuda_resources.py [--arch 90] [--spills] [--check 80 86 89 90 100 120a 121a]
         [--files head settle]
 
-Compiles native/cuda with `nvcc -Xptxas -v` and warnings as errors; needs no GPU. --check compiles
-for several architectures and prints the largest number of registers and the spills of each.
+Compiles native/cuda with `nvcc -Xptxas -v` and warnings as errors; needs no GPU. Where nvdisasm is
+installed (CUDA's, or the package nvidia-cuda-nvdisasm) it also counts the instructions of each main
+loop for every matrix instruction in it. --check compiles for several architectures and prints the
+largest number of registers and the spills of each.
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import cuda_sass
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Template arguments of the formats (formats.cuh) by their mangled names' demangled forms.
@@ -42,31 +46,44 @@ class Kernel:
     format: str  # "" where it does not depend on one
     registers: int
     spilled: int  # bytes stored
+    loops: tuple[cuda_sass.Loop, ...] = ()
+    forbidden: int = 0  # instructions that must not occur (cuda_sass.FORBIDDEN)
 
 
 def compile_source(source: Path, arch: str, folder: Path) -> list[Kernel]:
     """Compiles one file; its kernels."""
+    target = folder / f"{source.stem}-{arch}.cubin"
     command = [
-        "nvcc", "-std=c++17", f"-gencode=arch=compute_{arch},code=sm_{arch}", "-Xptxas=-v",
+        "nvcc", "-std=c++17", f"-arch=sm_{arch}", "-cubin", "-Xptxas=-v",
         "-Xcompiler=-Wall,-Wextra", "-Werror=all-warnings", f"-I{REPOSITORY / 'native'}",
-        f"-I{REPOSITORY / 'native' / 'include'}", "-c", str(source),
-        "-o", str(folder / f"{source.stem}-{arch}.o"),
+        f"-I{REPOSITORY / 'native' / 'include'}", str(source), "-o", str(target),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise SystemExit(f"{source.name}, sm_{arch}:\n{done.stdout}{done.stderr}")
+    codes = {}
+    if cuda_sass.nvdisasm():
+        codes = {code.name: code for code in cuda_sass.disassemble(target)}
     found, name, spilled = [], "", 0
-    for line in demangled(done.stderr + done.stdout).splitlines():
+    for line in (done.stderr + done.stdout).splitlines():
         if entry := re.search(r"Compiling entry function '(.*)' for", line):
             name, spilled = entry[1], 0
         elif spill := re.search(r"(\d+) bytes spill stores", line):
             spilled = int(spill[1])
         elif used := re.search(r"Used (\d+) registers", line):
-            short = re.sub(r"\(anonymous namespace\)::|\((Codes|FloatKind)\)|^void ", "", name)
-            kernel = re.split(r"[<(]", short)[0]
-            found.append(Kernel(source.stem, kernel + sizes_of(short), format_of(short),
-                                int(used[1]), spilled))  # fmt: skip
-    return found
+            code = codes.get(name, cuda_sass.Code(name))
+            forbidden = sum(i.startswith(cuda_sass.FORBIDDEN) for i in code.instructions)
+            found.append(Kernel(source.stem, name, "", int(used[1]), spilled, tuple(code.loops()),
+                                forbidden))  # fmt: skip
+    names = demangled("\n".join(kernel.name for kernel in found)).splitlines()
+    return [named(kernel, name) for kernel, name in zip(found, names, strict=True)]
+
+
+def named(kernel: Kernel, name: str) -> Kernel:
+    """The kernel under its short name, and with its format."""
+    short = re.sub(r"\(anonymous namespace\)::|\((Codes|FloatKind)\)|^void ", "", name)
+    kernel_name = re.split(r"[<(]", short)[0]
+    return replace(kernel, name=kernel_name + sizes_of(short), format=format_of(short))
 
 
 def demangled(text: str) -> str:
@@ -95,7 +112,7 @@ def sizes_of(name: str) -> str:
 def kernels(arch: str, files: list[str]) -> list[Kernel]:
     """The kernels of some files, or all of them, for an architecture."""
     cuda = REPOSITORY / "native" / "cuda"
-    sources = [cuda / f"{name}.cu" for name in files] or sorted(cuda.glob("*.cu"))
+    sources = sorted(path for name in files or ["*"] for path in cuda.rglob(f"{name}.cu"))
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
         parts = pool.map(lambda source: compile_source(source, arch, Path(folder)), sources)
         return [kernel for part in parts for kernel in part]
@@ -119,10 +136,12 @@ def main() -> None:
             line = f"| {arch} | {len(found)} | {most} | {len(spilling)} | {worst} |"
             print(line, flush=True)
         return
-    print("| kernel | format | registers | spilled bytes |\n| --- | --- | --- | --- |")
+    print("| kernel | format | registers | spilled bytes | instructions a matrix instruction |")
+    print("| --- | --- | --- | --- | --- |")
     for k in kernels(args.arch, args.files):
         if k.spilled or not args.spills:
-            print(f"| {k.name} | {k.format} | {k.registers} | {k.spilled or ''} |")
+            loops = ", ".join(f"{loop.per_matrix:.1f}" for loop in k.loops)
+            print(f"| {k.name} | {k.format} | {k.registers} | {k.spilled or ''} | {loops} |")
 
 
 if __name__ == "__main__":

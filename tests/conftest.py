@@ -124,12 +124,12 @@ def gemma4() -> Path:
 
 
 @pytest.fixture(scope="session")
-def cuda_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cuda_library() -> Path:
     """libdgemma_cuda.so: the one named by DGEMMA_TEST_CUDA, or one that emulates the device."""
     from support import cuda_device
 
     named = os.environ.get("DGEMMA_TEST_CUDA")
-    return Path(named) if named else cuda_device.build(tmp_path_factory.mktemp("cuda"))
+    return Path(named) if named else cuda_device.build()
 
 
 @pytest.fixture

@@ -20,12 +20,16 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def cmake(name: str, *targets: str, options: tuple[str, ...] = ()) -> Path:
-    """Builds `targets` in build/`name`, and returns that folder."""
+def cmake(
+    name: str, *targets: str, options: tuple[str, ...] = (), source: Path = ROOT
+) -> Path:
+    """Builds `targets` of the project in `source` in build/`name`, and returns that folder."""
     folder = ROOT / "build" / name
+    if source == ROOT:
+        options = ("-DDGEMMA_TESTS=ON", *options)
     with locked(folder):
         for command in (
-            ["cmake", "-S", ROOT, "-B", folder, "-DDGEMMA_TESTS=ON", *options],
+            ["cmake", "-S", source, "-B", folder, *options],
             ["cmake", "--build", folder, "--parallel", "2", "--target", *targets],
         ):
             done = subprocess.run(command, capture_output=True, text=True)

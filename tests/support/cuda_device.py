@@ -3,41 +3,22 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-EMULATION = REPOSITORY / "tests" / "cuda" / "emulation"
+from support.build import ROOT, cmake
+
+EMULATION = ROOT / "tests" / "cuda" / "emulation"
 
 OUT_OF_MEMORY, LOST, CANNOT_RECORD = 2, 719, 900
 
 
-def build(folder: Path) -> Path:
-    """Compiles the kernels as they are, and the backend's host code, with a C++ compiler."""
-    includes = [f"-I{path}" for path in (EMULATION, REPOSITORY / "native")]
-    includes.append(f"-I{REPOSITORY / 'native' / 'include'}")
-    flags = ["-O2", "-g", "-fPIC", "-fvisibility=hidden", "-DDGEMMA_CUDA_EMULATION", *includes]
-    warnings = ["-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Werror"]
-    cxx, cc = os.environ.get("CXX", "g++"), os.environ.get("CC", "gcc")
-    native = REPOSITORY / "native"
-    sources = [*(native / "cuda").rglob("*.cu"), *EMULATION.glob("*.cpp")]
-    sources += [native / "base" / "error.c", native / "cuda" / "layout.c"]
+def build() -> Path:
+    """Compiles the kernels as they are, and the backend's host code, with a C++ compiler.
 
-    def compile_one(source: Path) -> str:
-        target = str(folder / f"{source.name}.o")
-        language = [cc, "-std=gnu11"]
-        if source.suffix != ".c":
-            language = [cxx, "-std=c++17", *warnings, "-x", "c++"]
-        subprocess.run([*language, *flags, "-c", str(source), "-o", target], check=True)
-        return target
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(compile_one, sources))
-    made = folder / "libdgemma_cuda.so"
-    subprocess.run([cxx, "-shared", *objects, "-o", str(made)], check=True)
-    return made
+    What has not changed is not compiled again; workers that ask at once wait for each other.
+    """
+    folder = cmake("cuda-emulation", "dgemma_cuda", options=(), source=EMULATION)
+    return folder / "libdgemma_cuda.so"
 
 
 class Device:

@@ -45,6 +45,12 @@ static __device__ __forceinline__ float block_max(float x, float *shared) {
     return x;
 }
 
+/* Stores a float16 at an even address. One 16-bit store: where a fresh float16 is stored byte by byte, as a packed
+ * struct or memcpy has it, ptxas 13.0 makes the lower byte by converting the *number* to an integer (F2I.U8.F16). */
+static __device__ __forceinline__ void store_half(void *to, float x) {
+    *reinterpret_cast<uint16_t *>(to) = float_to_half(x);
+}
+
 static __device__ __forceinline__ float gelu_tanh(float x) {
     return 0.5f * x * (1.0f + tanhf(0.7978845608028654f * (x + 0.044715f * x * x * x)));
 }

@@ -131,15 +131,12 @@ __device__ void store_cache_row(int type, void *rows, int64_t row, const float *
             dg_block_q8_0 *block = (dg_block_q8_0 *)rows + row * ((dim + 31) / 32) + d0 / 32;
             float largest = warp_max(fabsf(value));
             block->qs[lane] = (int8_t)quantise(value, largest);
-            if (lane == 0) {
-                uint16_t scale = float_to_half(largest / 127.0f);
-                memcpy(&block->d, &scale, sizeof scale);
-            }
+            if (lane == 0) store_half(block, largest / 127.0f);
         } else if (d < dim) {
             if (type == DG_TYPE_F32)
                 ((float *)rows)[row * dim + d] = value;
             else if (type == DG_TYPE_F16)
-                ((uint16_t *)rows)[row * dim + d] = float_to_half(value);
+                store_half((uint16_t *)rows + row * dim + d, value);
             else { /* bfloat16, to nearest even */
                 uint32_t bits = __float_as_uint(value);
                 ((uint16_t *)rows)[row * dim + d] = (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);

@@ -1,0 +1,50 @@
+"""What nvcc makes of the kernels: nothing that the emulation can see. Needs nvcc, and no GPU."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from support.bench import load
+
+LISTING = """
+.text._Z6kernelv:
+_Z6kernelv:
+        /*0000*/                   S2R R0, SR_TID.X ;
+.L_x_0:
+        /*0010*/                   IMMA.16832.S8.S8 R4, R8.ROW, R12.COL, R4 ;
+.L_x_1:
+        /*0020*/                   LDS.64 R8, [R2] ;
+        /*0030*/                   IMMA.16832.S8.S8 R4, R8.ROW, R12.COL, R4 ;
+        /*0040*/               @P0 FFMA R4, R4, R5, R6 ;
+        /*0050*/                   IMMA.16832.S8.S8 R4, R8.ROW, R12.COL, R4 ;
+        /*0060*/              @!P1 BRA `(.L_x_1) ;
+        /*0070*/                   F2I.U8.F16.TRUNC.NTZ R3, R0 ;
+        /*0080*/               @P2 BRA `(.L_x_0) ;
+        /*0090*/                   EXIT ;
+"""
+
+cuda_sass = load("cuda_sass")
+cuda_resources = load("cuda_resources")
+compiled = pytest.mark.skipif(
+    shutil.which("nvcc") is None or cuda_sass.nvdisasm() is None, reason="needs nvcc and nvdisasm"
+)
+
+
+def test_a_listing_is_read() -> None:
+    (code,) = cuda_sass.parse(LISTING)
+    assert code.name == "_Z6kernelv"
+    assert len(code.instructions) == 10
+    assert [(loop.instructions, loop.matrix) for loop in code.loops()] == [(5, 2)]
+    assert code.loops()[0].per_matrix == 2.5
+    assert sum(name.startswith(cuda_sass.FORBIDDEN) for name in code.instructions) == 1
+
+
+@compiled
+def test_no_float16_is_stored_as_a_converted_number() -> None:
+    """ptxas 13.0 does that where a fresh float16 is stored byte by byte (store_half)."""
+    kernels = cuda_resources.kernels("90", ["rows"])
+    assert {"qkv_kernel", "embed_kernel"} <= {kernel.name for kernel in kernels}
+    assert [kernel.name for kernel in kernels if kernel.forbidden] == []
+    assert [kernel.name for kernel in kernels if kernel.spilled] == []
