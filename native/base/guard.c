@@ -4,8 +4,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
-
-#include "gguf/gguf.h"
+#include <stddef.h>
 
 /* The only mutable globals of the library. A process has one handler for a signal, so who installs one must remember
  * the one before, and how many calls still need it; and a handler learns nothing but the thread it runs in, so each
@@ -15,11 +14,11 @@ static int n_calls;                                       /* that need the handl
 static bool in_place;           /* ours is the process's handler, or beneath one that was installed later */
 static struct sigaction before; /* the one that ours replaced */
 /* In the thread's static block: the first access must not allocate, since a handler may make it. */
-static _Thread_local const dg_file *current __attribute__((tls_model("initial-exec")));
+static _Thread_local const dg_guard *current __attribute__((tls_model("initial-exec")));
 
 static void on_sigbus(int number, siginfo_t *info, void *context) {
     const int saved = errno;
-    const bool mended = current != NULL && dg_file_mend(current, info->si_addr);
+    const bool mended = current != NULL && current->mend(current->owner, info->si_addr);
     errno = saved;
     if (mended) return;
     if ((before.sa_flags & SA_SIGINFO) != 0)
@@ -54,22 +53,22 @@ static void restore(void) {
     in_place = sigaction(SIGBUS, &before, NULL) != 0;
 }
 
-const dg_file *dg_guard_enter(const dg_file *file) {
-    const dg_file *outer = current;
+const dg_guard *dg_guard_enter(const dg_guard *guard) {
+    const dg_guard *outer = current;
     pthread_mutex_lock(&mutex);
     if (n_calls++ == 0) install();
     pthread_mutex_unlock(&mutex);
-    current = file;
+    current = guard;
     return outer;
 }
 
-void dg_guard_leave(const dg_file *outer) {
+void dg_guard_leave(const dg_guard *outer) {
     current = outer;
     pthread_mutex_lock(&mutex);
     if (--n_calls == 0) restore();
     pthread_mutex_unlock(&mutex);
 }
 
-const dg_file *dg_guard_current(void) { return current; }
+const dg_guard *dg_guard_current(void) { return current; }
 
-void dg_guard_adopt(const dg_file *file) { current = file; }
+void dg_guard_adopt(const dg_guard *guard) { current = guard; }

@@ -37,7 +37,7 @@ struct dg_pool {
     atomic_uint n_items;          /* these four are read while they may be replaced; `ticket` tells */
     _Atomic(dg_work) work;
     _Atomic(void *) context;
-    _Atomic(const dg_file *) guarded; /* see guard.h */
+    _Atomic(const dg_guard *) guarded; /* see guard.h */
     bool spin; /* false with more threads than cores: spinning would steal time from the threads that work */
 };
 
@@ -79,7 +79,7 @@ static void take_items(dg_pool *pool, int thread) {
         uint32_t item = (uint32_t)ticket;
         dg_work work = atomic_load_explicit(&pool->work, memory_order_relaxed);
         void *context = atomic_load_explicit(&pool->context, memory_order_relaxed);
-        const dg_file *guarded = atomic_load_explicit(&pool->guarded, memory_order_relaxed);
+        const dg_guard *guarded = atomic_load_explicit(&pool->guarded, memory_order_relaxed);
         const uint32_t n_items = atomic_load_explicit(&pool->n_items, memory_order_relaxed);
         if (item == NO_PIECE || item >= n_items) return;
         if (!atomic_compare_exchange_strong(&pool->ticket, &ticket, ticket + 1)) continue;

@@ -11,20 +11,20 @@ struct dg_collector {
     int64_t *counts;
 };
 
-/* The weight of `model` whose data begins at `data`, or NULL. The file's tensors have the names, so they are walked
- * through; a tensor that is no weight (norms, scales, the router) is left out. */
-static const dg_weight *weight_at(const dg_model *model, const void *data) {
+/* The weight of `model` that is tensor `index` of the file; NULL where that is no weight (norms, scales, the router).
+ */
+static const dg_weight *weight_of(const dg_model *model, int64_t index) {
     const dg_mlp *sc = &model->self_conditioning;
     const dg_weight *common[] = {&model->token_embd, &sc->gate, &sc->up, &sc->down};
     for (size_t i = 0; i < sizeof common / sizeof *common; i++)
-        if (common[i]->data == data) return common[i];
+        if (common[i]->index == index) return common[i];
     for (int32_t il = 0; il < model->n_layers; il++) {
         const dg_layer *l = &model->layers[il];
         const dg_weight *weights[] = {&l->attn_q,      &l->attn_k, &l->attn_v,   &l->attn_output,
                                       &l->mlp.gate,    &l->mlp.up, &l->mlp.down, &l->moe.gate,
                                       &l->moe.gate_up, &l->moe.up, &l->moe.down};
         for (size_t i = 0; i < sizeof weights / sizeof *weights; i++)
-            if (weights[i]->data == data) return weights[i];
+            if (weights[i]->index == index && weights[i]->data != NULL) return weights[i];
     }
     return NULL;
 }
@@ -39,9 +39,9 @@ dg_status dg_collector_create(const dg_model *model, dg_collector **out, dg_erro
     size_t n_sums = 0, n_counts = 0;
     for (int64_t i = 0; i < n_tensors; i++) {
         dg_tensor_info tensor;
-        dg_file_tensor(model->file, i, &tensor);
-        const dg_weight *w = weight_at(model, tensor.data);
+        const dg_weight *w = weight_of(model, i);
         if (w == NULL) continue;
+        dg_file_tensor(model->file, i, &tensor);
         c->squares[c->n++] = (dg_squares){.name = tensor.name, .weight = w};
         n_sums += (size_t)w->n_matrices * (size_t)w->n_cols;
         n_counts += (size_t)w->n_matrices;

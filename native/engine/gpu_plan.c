@@ -6,8 +6,8 @@
 
 #include "base/error.h"
 #include "cuda/layout.h"
+#include "device/placement.h"
 #include "engine/forward.h"
-#include "engine/session.h"
 
 /* Where no device is asked: as many multiprocessors as the largest have. More would only matter to tiny models. */
 #define MULTIPROCESSORS 192
@@ -15,20 +15,12 @@
 static uint64_t max_u64(uint64_t a, uint64_t b) { return a > b ? a : b; }
 static double gib(uint64_t n_bytes) { return (double)n_bytes / (1 << 30); }
 
-void dg_gpu_place(dg_model *model, int32_t n_gpu_layers, int32_t n_cpu_moe) {
-    for (int32_t i = 0; i < model->n_layers; i++) {
-        dg_layer *layer = &model->layers[i];
-        layer->on_cpu = layer->mlp.on_cpu = i < model->n_layers - n_gpu_layers;
-        layer->moe.on_cpu = layer->on_cpu || i >= model->n_layers - n_cpu_moe;
-    }
-}
-
 /* Fills in what the division named by `plan` takes. `scratchpad` is a copy of the model, to be marked. */
 static void measure(dg_model *scratchpad, const dg_session_plan *session, int32_t n_multiprocessors,
                     dg_gpu_plan *plan) {
     dg_backend_params backend = session->backend;
     dg_cuda_scratch unused;
-    dg_gpu_place(scratchpad, plan->n_gpu_layers, plan->n_cpu_moe);
+    dg_place_layers(scratchpad, plan->n_gpu_layers, plan->n_cpu_moe);
     backend.model = scratchpad;
     plan->weights = dg_cuda_weight_bytes(scratchpad);
     plan->cache = dg_kv_cache_bytes(scratchpad, &session->kv, DG_PLACE_DEVICE);

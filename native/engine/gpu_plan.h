@@ -2,13 +2,10 @@
 #ifndef DG_GPU_PLAN_H
 #define DG_GPU_PLAN_H
 
-#include "model/model.h"
+#include "engine/session_plan.h"
 
 /* Left free on the GPU beyond what is planned: the recorded steps, kernels' code, and what the driver rounds up. */
 #define DG_GPU_RESERVE (UINT64_C(256) << 20)
-
-/* Marks what stays on the CPU (on_cpu): all but the last n_gpu_layers layers, and the experts of the last n_cpu_moe. */
-void dg_gpu_place(dg_model *model, int32_t n_gpu_layers, int32_t n_cpu_moe);
 
 /* dg_model_plan_gpu (dgemma.h) for a device of so many multiprocessors. `session` is what sessions will be created
  * with; NULL: the defaults. A context longer than the model's is taken as the model's. */

@@ -8,85 +8,7 @@
 
 #include "base/error.h"
 #include "base/guard.h"
-#include "base/machine.h"
 #include "gguf/gguf.h"
-#include "quant/quant.h"
-
-#define MAX_BATCH 65536
-
-dg_session_params dg_session_params_default(void) {
-    return (dg_session_params){
-        .size = sizeof(dg_session_params),
-        .n_ctx = 8192,
-        .n_batch = 512,
-        .n_threads = 0,
-        .type_k = DG_TYPE_F16,
-        .type_v = DG_TYPE_F16,
-        .soft_embedding_bound = 1e-6f,
-        .n_rewind = 1024, /* four canvases of the released model: 200 MiB at 16 bit */
-    };
-}
-
-static bool is_cache_type(int32_t type) {
-    return type == DG_TYPE_F32 || type == DG_TYPE_F16 || type == DG_TYPE_BF16 || type == DG_TYPE_Q8_0;
-}
-
-/* Reads the caller's struct, which may be shorter than ours, over the defaults, and checks it. */
-static dg_status read_params(const dg_model *model, const dg_session_params *given, dg_session_params *params,
-                             dg_error *error) {
-    *params = dg_session_params_default();
-    if (given != NULL) memcpy(params, given, given->size < sizeof *params ? given->size : sizeof *params);
-    params->size = sizeof *params;
-    if (params->n_ctx == 0) params->n_ctx = model->context_length;
-    if (params->n_ctx <= model->canvas_length || params->n_ctx > model->context_length)
-        return dg_fail(error, DG_ERROR_ARGUMENT,
-                       "n_ctx is %d; expected more than the canvas (%d tokens) and at most the model's context (%d)",
-                       params->n_ctx, model->canvas_length, model->context_length);
-    if (params->n_batch < 1 || params->n_batch > MAX_BATCH)
-        return dg_fail(error, DG_ERROR_ARGUMENT, "n_batch is %d; expected 1 to %d", params->n_batch, MAX_BATCH);
-    if (params->n_batch > params->n_ctx) params->n_batch = params->n_ctx;
-    if (params->n_threads < 0)
-        return dg_fail(error, DG_ERROR_ARGUMENT, "n_threads is %d; expected 0 (one a physical core) or more",
-                       params->n_threads);
-    if (params->n_threads == 0) params->n_threads = dg_physical_cores();
-    if (params->n_rewind < 0)
-        return dg_fail(error, DG_ERROR_ARGUMENT, "n_rewind is %d; expected 0 or more", params->n_rewind);
-    if (params->n_rewind > params->n_ctx) params->n_rewind = params->n_ctx;
-    if (!is_cache_type(params->type_k) || !is_cache_type(params->type_v))
-        return dg_fail(error, DG_ERROR_ARGUMENT, "cache types are %d and %d; expected f32, f16, bf16 or q8_0",
-                       params->type_k, params->type_v);
-    if (!(params->soft_embedding_bound >= 0) || params->soft_embedding_bound >= 1)
-        return dg_fail(error, DG_ERROR_ARGUMENT, "soft_embedding_bound is %g; expected 0 <= bound < 1",
-                       params->soft_embedding_bound);
-    return DG_OK;
-}
-
-dg_status dg_session_plan_of(const dg_model *model, const dg_session_params *given, dg_session_plan *plan,
-                             dg_error *error) {
-    DG_TRY(read_params(model, given, &plan->params, error));
-    const dg_session_params *p = &plan->params;
-    plan->kv = (dg_kv_plan){
-        .n_ctx = p->n_ctx, .n_batch = p->n_batch, .n_rewind = p->n_rewind, .type_k = p->type_k, .type_v = p->type_v};
-    plan->backend = (dg_backend_params){
-        .model = model,
-        .n_threads = p->n_threads,
-        .max_rows = p->n_batch > model->canvas_length ? p->n_batch : model->canvas_length,
-        .type_k = p->type_k,
-        .type_v = p->type_v,
-        .soft_embedding_bound = p->soft_embedding_bound,
-    };
-    return DG_OK;
-}
-
-dg_status dg_session_memory(const dg_model *model, const dg_session_params *given, dg_memory *memory, dg_error *error) {
-    dg_session_plan plan;
-    DG_TRY(dg_session_plan_of(model, given, &plan, error));
-    memory->weights = model->weight_bytes;
-    memory->cache = dg_kv_cache_bytes(model, &plan.kv, DG_PLACE_DEVICE) +
-                    dg_kv_cache_bytes(model, &plan.kv, DG_PLACE_CPU) + (uint64_t)plan.params.n_ctx * sizeof(int32_t);
-    memory->scratch = dg_forward_bytes(model, plan.backend.max_rows) + model->backend->scratch_bytes(&plan.backend);
-    return DG_OK;
-}
 
 dg_status dg_session_create(dg_model *model, const dg_session_params *given, dg_session **out, dg_error *error) {
     dg_session_plan plan;
@@ -137,7 +59,7 @@ const int32_t *dg_session_tokens(const dg_session *session) { return session->ca
 
 /* ---- Calls that read the weights stand between enter and leave ----------------------------------------------- */
 
-static dg_status enter(dg_session *session, const dg_file **outer, dg_error *error) {
+static dg_status enter(dg_session *session, const dg_guard **outer, dg_error *error) {
     const dg_file *file = session->model->file;
     const struct timespec a_while = {.tv_nsec = 2000000};
     if (session->process != getpid())
@@ -148,13 +70,13 @@ static dg_status enter(dg_session *session, const dg_file **outer, dg_error *err
     while (dg_file_prefetching(file) && !atomic_load(&session->cancel)) nanosleep(&a_while, NULL);
     DG_TRY(dg_file_check(file, error));
     if (atomic_exchange(&session->cancel, false)) return dg_fail(error, DG_ERROR_CANCELLED, "cancelled");
-    *outer = dg_guard_enter(file);
+    *outer = dg_guard_enter(dg_file_guard(file));
     return DG_OK;
 }
 
 /* What was made of a file that changed meanwhile is worth nothing, and neither is the complaint that it led to. A
  * cancellation is used up by the call that reports it. */
-static dg_status leave(dg_session *session, const dg_file *outer, dg_status status, dg_error *error) {
+static dg_status leave(dg_session *session, const dg_guard *outer, dg_status status, dg_error *error) {
     dg_guard_leave(outer);
     if (status == DG_ERROR_CANCELLED) atomic_store(&session->cancel, false);
     if (status == DG_OK || status == DG_ERROR_MODEL_FILE) {
@@ -166,7 +88,7 @@ static dg_status leave(dg_session *session, const dg_file *outer, dg_status stat
 
 static dg_status encode(dg_session *session, const int32_t *tokens, int32_t n, dg_error *error) {
     const int32_t n_past = session->cache.n_past;
-    const dg_file *outer;
+    const dg_guard *outer;
     DG_TRY(enter(session, &outer, error));
     dg_status status = dg_forward_encode(&session->forward, &session->cache, tokens, n, error);
     status = leave(session, outer, status, error);
@@ -217,7 +139,7 @@ dg_status dg_session_canvas_logits(dg_session *session, const int32_t *tokens, c
         if (tokens[i] < 0 || tokens[i] >= model->n_vocab)
             return dg_fail(error, DG_ERROR_ARGUMENT, "canvas: token %d at index %d is outside the vocabulary of %d",
                            tokens[i], i, model->n_vocab);
-    const dg_file *outer;
+    const dg_guard *outer;
     DG_TRY(enter(session, &outer, error));
     session->denoiser.active = false; /* forward->soft is overwritten */
     bool conditioned = self_conditioning_logits != NULL;
@@ -246,48 +168,10 @@ dg_status dg_canvas_begin(dg_session *session, const dg_canvas_params *given, dg
 
 dg_status dg_canvas_step(dg_session *session, dg_draft *draft, dg_error *error) {
     *draft = (dg_draft){0};
-    const dg_file *outer;
+    const dg_guard *outer;
     DG_TRY(enter(session, &outer, error));
     dg_status status = dg_denoiser_step(&session->denoiser, &session->forward, &session->cache, draft, error);
     status = leave(session, outer, status, error);
     if (status != DG_OK) session->denoiser.active = false;
     return status;
-}
-
-int32_t dg_session_operations(const dg_session *session, dg_operation *operations, int32_t capacity) {
-    for (int32_t i = 0; i < DG_OP_COUNT && i < capacity; i++) operations[i] = session->profile.operations[i];
-    return DG_OP_COUNT;
-}
-
-void dg_session_reset_operations(dg_session *session) { dg_profile_reset(&session->profile); }
-
-void dg_session_collect_end(dg_session *session) {
-    if (session->collector == NULL) return;
-    session->model->backend->collect(session->backend, NULL);
-    dg_collector_free(session->collector);
-    session->collector = NULL;
-}
-
-dg_status dg_session_collect_begin(dg_session *session, dg_error *error) {
-    const dg_model *model = session->model;
-    if (model->backend->collect == NULL)
-        return dg_fail(error, DG_ERROR_BACKEND, "%s cannot collect activations: open the model for the CPU",
-                       model->backend_name);
-    dg_session_collect_end(session);
-    DG_TRY(dg_collector_create(model, &session->collector, error));
-    model->backend->collect(session->backend, session->collector);
-    return DG_OK;
-}
-
-int32_t dg_session_collected(const dg_session *session, dg_activations *activations, int32_t capacity) {
-    int32_t n = 0;
-    if (session->collector == NULL) return 0;
-    const dg_squares *squares = dg_collector_squares(session->collector, &n);
-    for (int32_t i = 0; i < n && i < capacity; i++)
-        activations[i] = (dg_activations){.name = squares[i].name,
-                                          .n_matrices = squares[i].weight->n_matrices,
-                                          .n_cols = squares[i].weight->n_cols,
-                                          .sums = squares[i].sums,
-                                          .counts = squares[i].counts};
-    return n;
 }

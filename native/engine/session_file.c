@@ -49,7 +49,7 @@ static uint64_t hash_header(const header *h) { return hash(HASH_SEED, h, offseto
 /* Tells models apart: names, types and sizes of all tensors, and some bytes of each. */
 static uint64_t fingerprint(const dg_model *model) {
     uint64_t state = HASH_SEED;
-    const dg_file *outer = dg_guard_enter(model->file);
+    const dg_guard *outer = dg_guard_enter(dg_file_guard(model->file));
     for (int64_t i = 0; i < dg_file_n_tensors(model->file); i++) {
         dg_tensor_info info;
         dg_file_tensor(model->file, i, &info);

@@ -1,12 +1,13 @@
 /* The shards of a model put together: one list of keys (the first shard's), one list of tensors (everybody's). */
 #include "gguf/gguf.h"
-#include "base/error.h"
-#include "gguf/shard.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "base/error.h"
+#include "gguf/prefetch.h"
 
 enum { MAX_SHARDS = 1000 }; /* each keeps a file open */
 
@@ -17,6 +18,7 @@ struct dg_file {
     dg_name *tensors_by_name; /* (n_tensors) */
     int64_t n_tensors;
     dg_prefetch prefetch;
+    dg_guard guard;
 };
 
 /* The integer of a split.* key. */
@@ -164,6 +166,13 @@ static dg_status open_file(dg_file *file, const char *path, bool use_mmap, dg_pr
     return list_tensors(file, error);
 }
 
+static bool mend(const void *owner, const void *address) {
+    const dg_file *file = owner;
+    for (int32_t i = 0; i < file->n_shards; i++)
+        if (dg_shard_mend(&file->shards[i], address)) return true;
+    return false;
+}
+
 dg_status dg_file_open_with(const char *path, bool use_mmap, dg_progress_callback progress, void *user, dg_file **file,
                             dg_error *error) {
     if (path == NULL || file == NULL)
@@ -171,6 +180,7 @@ dg_status dg_file_open_with(const char *path, bool use_mmap, dg_progress_callbac
     *file = NULL;
     dg_file *opened = calloc(1, sizeof *opened);
     if (opened == NULL) return dg_fail(error, DG_ERROR_OUT_OF_MEMORY, "%s: no memory to open it", path);
+    opened->guard = (dg_guard){mend, opened};
     dg_status status = open_file(opened, path, use_mmap, progress, user, error);
     if (status == DG_OK)
         *file = opened;
@@ -198,11 +208,7 @@ dg_status dg_file_check(const dg_file *file, dg_error *error) {
     return DG_OK;
 }
 
-bool dg_file_mend(const dg_file *file, const void *address) {
-    for (int32_t i = 0; i < file->n_shards; i++)
-        if (dg_shard_mend(&file->shards[i], address)) return true;
-    return false;
-}
+const dg_guard *dg_file_guard(const dg_file *file) { return &file->guard; }
 
 bool dg_file_prefetching(const dg_file *file) { return dg_prefetch_under_way(&file->prefetch); }
 
@@ -229,6 +235,11 @@ bool dg_file_find_key(const dg_file *file, const char *name, dg_value *value) {
 }
 
 void dg_file_tensor(const dg_file *file, int64_t index, dg_tensor_info *info) { *info = file->tensors[index]; }
+
+int64_t dg_file_tensor_index(const dg_file *file, const char *name) {
+    const dg_name *found = dg_names_find(file->tensors_by_name, file->n_tensors, name);
+    return found != NULL ? found->index : -1;
+}
 
 bool dg_file_find_tensor(const dg_file *file, const char *name, dg_tensor_info *info) {
     const dg_name *found = dg_names_find(file->tensors_by_name, file->n_tensors, name);

@@ -7,6 +7,7 @@
 #ifndef DG_GGUF_H
 #define DG_GGUF_H
 
+#include "base/guard.h"
 #include "dgemma.h"
 
 /* dg_file_open with a choice: `use_mmap` false reads all tensors into memory, so that nothing that happens to the file
@@ -14,16 +15,17 @@
 dg_status dg_file_open_with(const char *path, bool use_mmap, dg_progress_callback progress, void *user, dg_file **file,
                             dg_error *error);
 
-/* Puts zeros in place of what the mapped file lacks, from the page of `address` to its end, and has dg_file_check fail
- * from then on; false where the address is not in a mapping of this file. For guard.c: may be called in a signal
- * handler. */
-bool dg_file_mend(const dg_file *file, const void *address);
+/* For reading the mapped file: where a part of it is gone, zeros take its place to the file's end, and dg_file_check
+ * fails from then on. */
+const dg_guard *dg_file_guard(const dg_file *file);
 
 /* Begins to read all mapped tensors into memory, in the background, when called for the first time. */
 void dg_file_prefetch(dg_file *file);
 bool dg_file_prefetching(const dg_file *file);
 
 const char *dg_file_path(const dg_file *file); /* as given to dg_file_open */
+/* The index of a tensor as dg_file_tensor takes it, or −1. */
+int64_t dg_file_tensor_index(const dg_file *file, const char *name);
 
 /* ---- Keys by type ----
  *

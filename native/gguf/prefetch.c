@@ -5,13 +5,14 @@
  * (bench/results/loading.md has what was measured, which is not conclusive).
  * MADV_WILLNEED for a whole file does nothing of the kind: Linux reads one read-ahead window and stops. */
 #define _DEFAULT_SOURCE /* madvise */
+#include "gguf/prefetch.h"
+
 #include <errno.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include "base/machine.h"
 #include "base/threads.h"
-#include "gguf/shard.h"
 
 #if defined(__linux__) && !defined(MADV_POPULATE_READ)
 #define MADV_POPULATE_READ 22 /* Linux 5.14 */

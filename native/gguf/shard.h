@@ -3,11 +3,10 @@
 #ifndef DG_GGUF_SHARD_H
 #define DG_GGUF_SHARD_H
 
-#include "dgemma.h"
-
-#include <pthread.h>
 #include <stdatomic.h>
 #include <time.h>
+
+#include "dgemma.h"
 
 /* Positions are offsets into dg_shard.metadata. */
 typedef struct dg_shard_key {
@@ -63,7 +62,7 @@ dg_status dg_shard_map(dg_shard *shard, dg_error *error);
 dg_status dg_shard_read(dg_shard *shard, uint64_t *done, uint64_t total, dg_progress_callback progress, void *user,
                         dg_error *error);
 
-/* See dg_file_check and dg_file_mend. */
+/* See dg_file_check and dg_file_guard. */
 dg_status dg_shard_check(const dg_shard *shard, dg_error *error);
 bool dg_shard_mend(dg_shard *shard, const void *address);
 
@@ -78,21 +77,7 @@ const dg_name *dg_names_find(const dg_name *names, int64_t n, const char *name);
 /* Reads exactly n bytes at `offset` of the shard's file; DG_ERROR_MODEL_FILE where it ends before. */
 dg_status dg_shard_pread(const dg_shard *shard, void *bytes, uint64_t n, uint64_t offset, dg_error *error);
 
-/* gguf_prefetch.c: a thread that makes mapped shards resident. Starts it at the first call, unless they are larger than
- * memory; it reads `shards` until it is stopped. Zeroed at first. */
-typedef struct dg_prefetch {
-    const dg_shard *shards; /* (n_shards) */
-    int32_t n_shards;
-    atomic_bool asked, stop, done;
-    pthread_t thread;
-    atomic_int process; /* that runs the thread; 0: none does */
-} dg_prefetch;
-
-void dg_prefetch_start(dg_prefetch *prefetch, const dg_shard *shards, int32_t n_shards);
-void dg_prefetch_stop(dg_prefetch *prefetch);
-bool dg_prefetch_under_way(const dg_prefetch *prefetch);
-
-/* gguf_parse.c: fills metadata, keys and tensors from the open file. */
+/* parse.c: fills metadata, keys and tensors from the open file. */
 dg_status dg_shard_parse(dg_shard *shard, dg_error *error);
 
 #endif

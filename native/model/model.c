@@ -1,109 +1,11 @@
-/* Opening, describing and closing models. */
 #include "model/model.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/error.h"
-#include "base/guard.h"
-#include "device/backend.h"
-#include "engine/cuda_loader.h"
-#include "engine/gpu_plan.h"
-#include "gguf/gguf.h"
-
-const char *dg_version(void) { return DGEMMA_VERSION; }
-
-dg_model_params dg_model_params_default(void) {
-    return (dg_model_params){
-        .size = sizeof(dg_model_params), .backend = DG_BACKEND_AUTO, .n_gpu_layers = -1, .use_mmap = true};
-}
-
-static dg_status use_cpu(dg_model *model, const char *note) {
-    model->backend = &dg_cpu_backend;
-    snprintf(model->backend_name, sizeof model->backend_name, "%s", dg_cpu_backend_name());
-    /* cut where it is too long */
-    snprintf(model->backend_note, sizeof model->backend_note, "%.*s", (int)sizeof model->backend_note - 1, note);
-    return DG_OK;
-}
-
-/* Decides what of the model goes to the GPU, and moves it there. On failure the model is whole, and on no device. */
-static dg_status use_gpu(dg_model *model, const dg_backend_ops *gpu, const dg_model_params *params, dg_error *error) {
-    dg_device device;
-    dg_gpu_plan plan = {.n_gpu_layers = params->n_gpu_layers, .n_cpu_moe = params->n_cpu_moe};
-    DG_TRY(gpu->describe_device(&device, error));
-    plan.available = device.free_bytes;
-    DG_TRY(dg_gpu_plan_for(model, params->session, device.n_multiprocessors, &plan, error));
-    dg_gpu_place(model, plan.n_gpu_layers, plan.n_cpu_moe);
-    dg_status status = gpu->load_model(model, params, error);
-    if (status != DG_OK) {
-        dg_gpu_place(model, model->n_layers, 0);
-        return status;
-    }
-    model->n_gpu_layers = plan.n_gpu_layers;
-    model->n_cpu_moe = plan.n_cpu_moe;
-    model->backend = gpu;
-    if (plan.n_gpu_layers == model->n_layers && plan.n_cpu_moe == 0) return DG_OK;
-    model->backend = &dg_split_backend;
-    model->gpu = gpu;
-    size_t length = strlen(model->backend_name);
-    snprintf(model->backend_name + length, sizeof model->backend_name - length, " + %s", dg_cpu_backend_name());
-    dg_gpu_explain(model, &plan, model->backend_note, sizeof model->backend_note);
-    return DG_OK;
-}
-
-/* Picks the device that `params` asks for, and moves the weights there. */
-static dg_status choose_backend(dg_model *model, const dg_model_params *params, dg_error *error) {
-    char note[256];
-    dg_error failure = {0};
-    if (params->backend == DG_BACKEND_CPU)
-        return use_cpu(model, params->n_gpu_layers > 0 ? "the CPU was asked for: n_gpu_layers is not used" : "");
-    if (params->backend == DG_BACKEND_AUTO && params->n_gpu_layers == 0) return use_cpu(model, "");
-    const dg_backend_ops *gpu = dg_cuda_load(note, sizeof note);
-    if (gpu != NULL) {
-        dg_status status = use_gpu(model, gpu, params, &failure);
-        if (status == DG_OK) return DG_OK;
-        if (status == DG_ERROR_CANCELLED || params->backend == DG_BACKEND_CUDA)
-            return dg_fail(error, status, "%s", failure.message);
-        return use_cpu(model, failure.message);
-    }
-    if (params->backend == DG_BACKEND_CUDA)
-        return dg_fail(error, DG_ERROR_BACKEND, "%s: use the CPU (backend \"cpu\" or \"auto\")", note);
-    return use_cpu(model, params->n_gpu_layers > 0 || params->n_cpu_moe > 0 ? note : "");
-}
-
-dg_status dg_model_open(const char *path, const dg_model_params *given, dg_model **out, dg_error *error) {
-    dg_model_params params = dg_model_params_default();
-    dg_file *file = NULL;
-    dg_model *model = NULL;
-    *out = NULL;
-    if (path == NULL) return dg_fail(error, DG_ERROR_ARGUMENT, "no path; expected the path of a GGUF file");
-    if (given != NULL) memcpy(&params, given, given->size < sizeof params ? given->size : sizeof params);
-    if (params.n_cpu_moe < 0)
-        return dg_fail(error, DG_ERROR_ARGUMENT, "n_cpu_moe is %d; expected a number of layers, 0 or more",
-                       params.n_cpu_moe);
-    if (params.n_gpu_layers < -1)
-        return dg_fail(error, DG_ERROR_ARGUMENT,
-                       "n_gpu_layers is %d; expected a number of layers, or -1 for as many as fit",
-                       params.n_gpu_layers);
-    DG_TRY(dg_file_open_with(path, params.use_mmap, params.progress, params.user, &file, error));
-    const dg_file *outer = dg_guard_enter(file);
-    dg_status status = dg_model_bind(file, &model, error);
-    if (status == DG_OK) status = choose_backend(model, &params, error);
-    dg_guard_leave(outer);
-    if (status == DG_OK) status = dg_file_check(file, error); /* norms and scales were read from it */
-    if (status == DG_OK)
-        *out = model;
-    else if (model != NULL)
-        dg_model_release(model);
-    else
-        dg_file_close(file);
-    return status;
-}
-
 void dg_model_release(dg_model *model) {
     if (atomic_fetch_sub(&model->n_references, 1) != 1) return;
-    if (model->backend != NULL && model->backend->unload_model != NULL) model->backend->unload_model(model);
+    if (model->unload != NULL) model->unload(model);
     dg_file_close(model->file);
     free(model->layers);
     free(model);
@@ -133,7 +35,7 @@ void dg_model_describe(const dg_model *model, dg_model_info *out) {
         .weight_bytes = model->weight_bytes,
         .sampling = model->sampling,
         .n_end_tokens = model->n_end_tokens,
-        .backend = model->backend == &dg_cpu_backend ? DG_BACKEND_CPU : DG_BACKEND_CUDA,
+        .backend = model->backend_kind,
         .backend_name = model->backend_name,
         .backend_note = model->backend_note,
         .n_gpu_layers = model->n_gpu_layers,

@@ -1,4 +1,5 @@
-/* Hyperparameters and weights of one model, bound once from a GGUF file.
+/* Hyperparameters and weights of one model, bound once from a GGUF file: hparams.c reads the keys, bind.c finds the
+ * tensors, and engine/open.c chooses the device.
  *
  * After dg_model_open nobody looks a tensor up by name: the structs below are the model. */
 #ifndef DG_MODEL_H
@@ -22,6 +23,7 @@ typedef struct dg_weight {
     int64_t n_rows;        /* output features */
     int64_t n_cols;        /* input features */
     uint64_t matrix_bytes; /* of one matrix */
+    int32_t index;         /* of its tensor in the file: a backend finds what it has made of the weight by it */
 } dg_weight;
 
 /* Gate, up and down of a gated MLP: (gelu_tanh(x gateᵀ) ∘ x upᵀ) downᵀ. */
@@ -31,6 +33,7 @@ typedef struct dg_mlp {
     dg_weight up;      /* (n_ff, n_embd) */
     dg_weight down;    /* (n_embd, n_ff) */
     bool on_cpu;       /* see dg_layer */
+    int32_t index;     /* of the layer; n_layers: the self-conditioning's */
 } dg_mlp;
 
 typedef struct dg_moe {
@@ -42,9 +45,11 @@ typedef struct dg_moe {
     dg_weight down;            /* (n_experts, n_embd, n_ff_expert) */
     const float *expert_scale; /* (n_experts) factor of each expert's share */
     bool on_cpu;               /* see dg_layer; the experts may be there alone */
+    int32_t index;             /* of the layer */
 } dg_moe;
 
 typedef struct dg_layer {
+    int32_t index;
     bool sliding; /* sees the last `sliding_window` tokens; otherwise everything */
     int32_t head_dim;
     int32_t n_kv_heads;
@@ -102,10 +107,12 @@ struct dg_model {
     uint64_t weight_bytes;
     dg_file *file;
     const dg_backend_ops *backend;
-    const dg_backend_ops *gpu; /* the GPU's share of a split backend; NULL elsewhere */
-    void *backend_data;        /* what ops->load_model keeps; NULL on the CPU */
-    int32_t n_gpu_layers;      /* the last so many layers are on the GPU, … */
-    int32_t n_cpu_moe;         /* … but for the experts of the last so many */
+    const dg_backend_ops *gpu;  /* the GPU's share of a split backend; NULL elsewhere */
+    void *backend_data;         /* what ops->load_model keeps; NULL on the CPU */
+    void (*unload)(dg_model *); /* frees what the device holds; NULL where it holds nothing */
+    dg_backend_kind backend_kind;
+    int32_t n_gpu_layers; /* the last so many layers are on the GPU, … */
+    int32_t n_cpu_moe;    /* … but for the experts of the last so many */
     char backend_name[128];
     char backend_note[512];
     atomic_int n_references; /* the opener and each session */
@@ -114,7 +121,8 @@ struct dg_model {
 /* Reads the hyperparameters and binds every tensor of `file` (strictly: a missing, extra or misshapen one is an error
  * that names it). Takes ownership of `file` on success. */
 dg_status dg_model_bind(dg_file *file, dg_model **model, dg_error *error);
-void dg_model_release(dg_model *model); /* drops one reference */
+/* Drops one reference; with the last one the model goes. */
+void dg_model_release(dg_model *model);
 
 /* Keys and values a head and token keeps: in layers without attn_v the keys are a function of the values, except for
  * the rotated dimensions (docs/model.md). */

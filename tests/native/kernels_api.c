@@ -9,7 +9,13 @@
 
 static dg_weight weight_of(int32_t type, const void *data, const float *scale, int32_t n_matrices, int64_t n_rows,
                            int64_t n_cols) {
-    return (dg_weight){data, scale, type, n_matrices, n_rows, n_cols, (uint64_t)n_rows * dg_row_bytes(type, n_cols)};
+    return (dg_weight){.data = data,
+                       .scale = scale,
+                       .type = type,
+                       .n_matrices = n_matrices,
+                       .n_rows = n_rows,
+                       .n_cols = n_cols,
+                       .matrix_bytes = (uint64_t)n_rows * dg_row_bytes(type, n_cols)};
 }
 
 /* The smallest model there is; an operation's own sizes replace these. */
