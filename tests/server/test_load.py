@@ -60,8 +60,8 @@ def test_a_client_that_goes_away_frees_the_model(
 
 
 IMPATIENT = (
-    "from dgemma.server import app, connection\n"
-    "app.BODY_SECONDS = connection.HEAD_SECONDS = connection.STALLED_SECONDS = 0.5\n"
+    "from dgemma.server import body, connection\n"
+    "body.BODY_SECONDS = connection.HEAD_SECONDS = connection.STALLED_SECONDS = 0.5\n"
 )
 HEAD = (
     "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"

@@ -21,7 +21,11 @@ def add_parser(commands: Subparsers) -> None:
     parser.add_argument("--port", type=int, default=8080, help="default: %(default)s; 0: any")
     parser.add_argument("--api-key", metavar="K", help="asked of every request but /health")
     parser.add_argument(
-        "--max-queue", metavar="N", type=int, default=8, help="requests that may wait"
+        "--max-queue",
+        metavar="N",
+        type=int,
+        default=256,
+        help="requests that may wait (default: %(default)s)",
     )
     parser.add_argument("--alias", metavar="NAME", help="the model's name in the API")
     add_model_options(parser)

@@ -8,7 +8,11 @@ import hmac
 from typing import Any
 
 from starlette.requests import HTTPConnection
-from starlette.responses import JSONResponse
+from starlette.responses import Response
+
+from .engine import Settings
+from .failures import BadRequestError
+from .front import refused
 
 OPEN_PATHS = frozenset(["/health"])
 
@@ -21,9 +25,9 @@ class Guard:
     name that it points at this machine, so only known names are served.
     """
 
-    def __init__(self, app: Any, *, api_key: str | None, hosts: frozenset[str] | None) -> None:
-        self._app, self._hosts = app, hosts
-        self._key = None if api_key is None else api_key.encode()
+    def __init__(self, app: Any, *, settings: Settings) -> None:
+        self._app, self._hosts = app, settings.hosts
+        self._keys = [key.encode() for key in settings.api_keys]
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """ASGI's entry."""
@@ -34,12 +38,28 @@ class Guard:
                 return
         await self._app(scope, receive, send)
 
-    def _refusal(self, request: HTTPConnection) -> JSONResponse | None:
+    def _refusal(self, request: HTTPConnection) -> Response | None:
         if self._hosts is not None and _host(request) not in self._hosts:
-            return _refused(403, "this server does not answer to that host name")
-        if self._key is None or hmac.compare_digest(_given_key(request), self._key):
+            return refused(
+                BadRequestError(
+                    f"this server does not answer to the host name {_host(request)[:100]!r}: "
+                    "start it with --allowed-host to let it",
+                    403,
+                )
+            )
+        if not self._keys or self._is_known(_given_key(request)):
             return None
-        return _refused(401, "a valid API key is needed: Authorization: Bearer …")
+        return refused(
+            BadRequestError(
+                "a valid API key is needed: Authorization: Bearer …",
+                401,
+                headers={"WWW-Authenticate": 'Basic realm="dgemma"'},
+            )
+        )
+
+    def _is_known(self, given: bytes) -> bool:
+        # All are compared, so that the time taken says nothing about which one is nearly right.
+        return sum(hmac.compare_digest(given, key) for key in self._keys) > 0
 
 
 def _host(request: HTTPConnection) -> str:
@@ -50,6 +70,8 @@ def _host(request: HTTPConnection) -> str:
 
 
 def _given_key(request: HTTPConnection) -> bytes:
+    if key := request.headers.get("x-api-key"):  # as Anthropic's clients send it
+        return key.strip().encode()
     scheme, _, value = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return value.strip().encode()
@@ -59,9 +81,3 @@ def _given_key(request: HTTPConnection) -> bytes:
         except (binascii.Error, ValueError):
             return b""
     return b""
-
-
-def _refused(status: int, message: str) -> JSONResponse:
-    error = {"message": message, "type": "authentication_error", "param": None, "code": status}
-    headers = {"WWW-Authenticate": 'Basic realm="dgemma"'} if status == 401 else None
-    return JSONResponse({"error": error}, status, headers=headers)

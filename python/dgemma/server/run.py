@@ -5,13 +5,14 @@ from __future__ import annotations
 import signal
 import socket
 import sys
-from pathlib import Path
 
 import uvicorn
 
 from ..model import DiffusionGemma
 from .app import create_app
 from .connection import Connection
+from .engine import Settings
+from .local import LocalEngine
 
 LOOPBACK = frozenset(["127.0.0.1", "localhost", "[::1]"])
 MAX_CONNECTIONS = 512  # further ones are answered 503 at once
@@ -36,19 +37,16 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8080,
     api_key: str | None = None,
-    max_queue: int = 8,
+    max_queue: int = 256,
     alias: str | None = None,
 ) -> int:
     """Serves until SIGINT or SIGTERM; returns the exit code."""
     local = host in ("127.0.0.1", "localhost", "::1")
-    app = create_app(
-        llm,
-        alias=alias or Path(llm.model_path).stem,
-        api_key=api_key,
-        max_queue=max_queue,
+    settings = Settings(
+        api_keys=frozenset() if api_key is None else frozenset([api_key]),
         hosts=LOOPBACK if local else None,
     )
-    _ = llm.tokenizer  # built now rather than during the first request
+    app = create_app(LocalEngine(llm, name=alias, max_queue=max_queue), settings)
     config = uvicorn.Config(
         app,
         host=host,

@@ -1,163 +1,123 @@
-"""What requests may contain. Names and ranges are checked here and trusted afterwards."""
+"""What requests may contain: the shape of their bodies, as /openapi.json shows it.
+
+Only the shape is checked here. What an option may be is declared with the options themselves, and
+checked where an answer is made of them.
+"""
 
 from __future__ import annotations
 
-import json
-import math
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
+from .failures import BadRequestError
 
-class BadRequestError(ValueError):
-    """The request itself is wrong; `status` is the HTTP status that says so."""
+MAX_MESSAGES = 10_000
 
-    def __init__(self, message: str, status: int = 400) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-class _Strict(BaseModel):
-    # An option that is not known here would be ignored, and the answer not what was asked for.
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class StreamOptions(_Strict):
-    """Options of a streamed answer."""
-
-    include_usage: bool = False
-    include_obfuscation: bool | None = None
+Whole = Annotated[Any, WithJsonSchema({"type": ["integer", "null"]})]
+Number = Annotated[Any, WithJsonSchema({"type": ["number", "null"]})]
+Object = Annotated[Any, WithJsonSchema({"type": ["object", "null"]})]
+Texts = Annotated[
+    Any,
+    WithJsonSchema(
+        {"anyOf": [{"type": ["string", "null"]}, {"type": "array", "items": {"type": "string"}}]}
+    ),
+]
+Messages = Annotated[
+    list[dict[str, Any]], Field(min_length=1, max_length=MAX_MESSAGES, description="the turns")
+]
 
 
-class _Generation(_Strict):
-    """What chat and text completions share."""
+class Body(BaseModel):
+    """Any body: fields that nobody knows are let pass, and named in the answer's warnings."""
 
-    model: str | None = None
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-    drafts: bool = False
-    max_tokens: int | None = None
-    stop: str | list[str] | None = None
-    seed: int | None = None
-    temperature: float | None = None
-    max_denoising_steps: int | None = None
-    t_min: float | None = None
-    t_max: float | None = None
-    entropy_bound: float | None = None
-    stability_threshold: int | None = None
-    confidence_threshold: float | None = None
-    # Refused by the options' own check unless their value changes nothing.
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repeat_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
-    n: int | None = None
-    grammar: str | None = None
-    # Notes of the client's own, which ask for nothing.
-    user: str | None = None
-    metadata: dict[str, str] | None = None
-    store: bool | None = None
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
-    def options(self) -> dict[str, Any]:
-        """The arguments for `create_completion` and `create_chat_completion`."""
-        own = {"stream", "stream_options", "drafts", "user", "metadata", "store"}
-        return {
-            name: value for name, value in self.model_dump(exclude=own).items() if value is not None
-        }
+    def given(self) -> dict[str, Any]:
+        """The fields that say something: null is as good as absent."""
+        named = {n: getattr(self, n) for n in self.model_fields_set if n in type(self).model_fields}
+        found = {**named, **(self.model_extra or {})}
+        return {name: value for name, value in found.items() if value is not None}
 
 
-class ChatRequest(_Generation):
+class Generation(Body):
+    """What all requests for answers share."""
+
+    model: Any = Field(default=None, description="any name: there is one model")
+    stream: bool | None = False
+    drafts: bool | None = Field(default=False, description="events of the settling canvas")
+    max_tokens: Whole = None
+    stop: Texts = None
+    seed: Whole = None
+    temperature: Number = Field(
+        default=None, description="scales t_min and t_max; 1 is the model's own, 0 the lowest"
+    )
+    n: Whole = None
+    max_denoising_steps: Whole = None
+    t_min: Number = None
+    t_max: Number = None
+    entropy_bound: Number = None
+    stability_threshold: Whole = None
+    confidence_threshold: Number = None
+    stream_options: Object = None
+
+
+class ChatRequest(Generation):
     """`/v1/chat/completions`."""
 
-    messages: list[dict[str, Any]] = Field(min_length=1, max_length=10_000)
-    max_completion_tokens: int | None = None
+    messages: Messages
+    max_completion_tokens: Whole = None
     tools: list[dict[str, Any]] | None = Field(default=None, max_length=256)
-    tool_choice: str | dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = None
-    response_format: dict[str, Any] | None = None
-    logprobs: bool | None = None
-    top_logprobs: int | None = None
-    chat_template_kwargs: dict[Literal["enable_thinking"], bool] | None = None
-
-    def options(self) -> dict[str, Any]:
-        """The arguments for `create_chat_completion`."""
-        options = super().options()
-        options.pop("parallel_tool_calls", None)
-        options.update(options.pop("chat_template_kwargs", {}))
-        limit = options.pop("max_completion_tokens", None)
-        if limit is not None:
-            options["max_tokens"] = limit
-        return options
+    tool_choice: Any = None
+    response_format: Object = None
+    chat_template_kwargs: Object = None
+    reasoning_effort: str | None = None
 
 
-class CompletionRequest(_Generation):
+class CompletionRequest(Generation):
     """`/v1/completions`."""
 
-    prompt: str | list[int]
+    prompt: str | list[Any] = Field(description="a text, token ids, or a list of either")
     suffix: str | None = None
-    echo: bool = False
-    logprobs: int | None = None
-    best_of: int | None = None
+    echo: bool | None = False
 
 
-class TokenizeRequest(_Strict):
+class TokenizeRequest(Body):
     """`/tokenize`."""
 
     content: str
-    add_special: bool = False
-    parse_special: bool = True
+    add_special: bool | None = False
+    parse_special: bool | None = True
+    with_pieces: bool | None = False
 
 
-class DetokenizeRequest(_Strict):
+class DetokenizeRequest(Body):
     """`/detokenize`."""
 
-    tokens: list[int]
+    tokens: list[int] = Field(max_length=2**20)
 
 
-class TemplateRequest(_Strict):
+class TemplateRequest(Body):
     """`/apply-template`."""
 
-    messages: list[dict[str, Any]] = Field(min_length=1, max_length=10_000)
-    tools: list[dict[str, Any]] | None = None
-    chat_template_kwargs: dict[Literal["enable_thinking"], bool] | None = None
+    messages: Messages
+    tools: list[dict[str, Any]] | None = Field(default=None, max_length=256)
+    chat_template_kwargs: Object = None
 
 
-R = TypeVar("R", bound=BaseModel)
+R = TypeVar("R", bound=Body)
 
 
-def parse(body: bytes, kind: type[R]) -> R:
-    """The request in a body; BadRequestError says what is wrong with it."""
-    try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
-        _check_numbers(value)
-    except UnicodeDecodeError:
-        raise BadRequestError("the body is not UTF-8") from None
-    except RecursionError:
-        raise BadRequestError("the body is nested too deeply") from None
-    except ValueError as problem:
-        raise BadRequestError(f"the body is not JSON: {problem}") from None
+def checked(value: Any, kind: type[R]) -> R:
+    """The request in a JSON value; BadRequestError says what is wrong with it."""
     try:
         return kind.model_validate(value)
     except ValidationError as problem:
-        first = problem.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the body"
-        raise BadRequestError(f"{place}: {first['msg']}") from None
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def _check_numbers(value: Any) -> None:
-    pending = [value]
-    while pending:
-        item = pending.pop()
-        if isinstance(item, float) and not math.isfinite(item):
-            raise ValueError("a number is too large")
-        if isinstance(item, dict):
-            pending.extend(item.values())
-        elif isinstance(item, list):
-            pending.extend(item)
+        first = problem.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        missing = first["type"] == "missing"
+        raise BadRequestError(
+            f"{place or 'the body'}: {first['msg']}",
+            param=place or None,
+            code="missing_required_parameter" if missing else "invalid_type",
+        ) from None
