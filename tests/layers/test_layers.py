@@ -36,7 +36,6 @@ KNOWN_TOO_LONG: set[str] = {
     "native/cpu/kernels/pairs.h: multiply_integers",
     "native/cuda/backend.cu",
     "native/cuda/kernels/attention.cu: attention_kernel",
-    "python/dgemma/server/app.py: create_app",
     "python/dgemma/server/page.html",
     "tests/convert/test_conversion.py",
     "tests/convert/test_errors.py",
