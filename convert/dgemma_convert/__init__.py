@@ -1,7 +1,8 @@
 """Converts DiffusionGemma checkpoints to GGUF."""
 
-from .conversion import Report, convert
+from .conversion import convert
 from .errors import ConvertError
+from .production import Report
 from .requantize import quantize
 
 __all__ = ["ConvertError", "Report", "convert", "quantize"]

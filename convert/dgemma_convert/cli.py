@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .conversion import Report, convert, describe
+from .conversion import convert
 from .hub import download
 from .policy import DEFAULT_MIX, MIXES, TYPES
+from .production import Report, describe
 from .requantize import quantize
 from .synth import PRESETS, synthesize
 from .writer import parse_size

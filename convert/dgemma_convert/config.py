@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConvertError
-from .safetensors_file import read_json
+from .json_file import read_json
 
 MODEL_TYPE = "diffusion_gemma"
 SLIDING, FULL = "sliding_attention", "full_attention"

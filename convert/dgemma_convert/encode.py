@@ -11,12 +11,13 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES
 from numpy.typing import NDArray
 
-from dgemma import _native
-from dgemma.errors import Error as EngineError
+from dgemma.errors import Error
+from dgemma.importance import Importance
+from dgemma.quants import dequantize, quantize, type_info
+from dgemma.tensor_kinds import Kind
 
 from .errors import ConvertError
-from .importance import Importance
-from .policy import WITH_MULTIPLIER, Kind, Policy, Type, fitting
+from .policy import WITH_MULTIPLIER, Policy, Type, fitting
 from .quantized import kept_as
 from .sources import Bytes, RowSlice, Source, matrices
 from .tensors import MappedTensor
@@ -49,7 +50,7 @@ class Step:
 
 
 def plan(
-    tensors: list[MappedTensor], policy: Policy, importance: Importance | None = None
+    tensors: Sequence[MappedTensor], policy: Policy, importance: Importance | None = None
 ) -> list[Step]:
     """What is to be written, in order; ConvertError where an exception to the mix fits nothing."""
     names = [tensor.name for tensor in tensors if tensor.kind is not Kind.VECTOR]
@@ -75,7 +76,7 @@ def _importance(step: Step, importance: Importance) -> NDArray[np.float32] | Non
     return importance.of(step.tensor.name, n_matrices, n_cols)
 
 
-def _steps(tensors: list[MappedTensor], policy: Policy) -> list[Step]:
+def _steps(tensors: Sequence[MappedTensor], policy: Policy) -> list[Step]:
     steps: list[Step] = []
     pending = {tensor.name: tensor for tensor in tensors}
     for tensor in tensors:
@@ -120,11 +121,11 @@ def check_types(steps: Sequence[Step]) -> None:
         source, target = step.source.type, step.tensor.type
         if source is target:
             continue
-        if not _native.type_info(int(source)).decodes:
+        if not type_info(int(source)).decodes:
             raise ConvertError(
                 f"tensor {step.source.name}: {source.name.lower()} cannot be decoded"
             )
-        if not _native.type_info(int(target)).encodes:
+        if not type_info(int(target)).encodes:
             raise ConvertError(
                 f"tensor {step.tensor.name}: {target.name.lower()} cannot be encoded"
             )
@@ -214,10 +215,10 @@ class Slice:
         importance = self.step.importance
         try:
             if own != 1.0:
-                values = _native.dequantize(data, int(stored), self.n, n_cols, threads=threads)
+                values = dequantize(data, int(stored), self.n, n_cols, threads=threads)
                 values *= np.float32(own)
                 data, stored = values.view(np.uint8), Type.F32
-            encoded, multiplier = _native.quantize(
+            encoded, multiplier = quantize(
                 data,
                 int(stored),
                 int(target),
@@ -227,7 +228,7 @@ class Slice:
                 with_multiplier=self.step.with_multiplier,
                 threads=threads,
             )
-        except (ValueError, EngineError) as error:
+        except (ValueError, Error) as error:
             raise ConvertError(f"tensor {source.name}: {error}") from error
         self.scales[self.matrix] = multiplier
         return encoded
@@ -240,4 +241,4 @@ def _info(name: str, source: Source, tensor_type: Type) -> TensorInfo:
 def _vector(source: Source) -> NDArray[np.float32]:
     """All values of a small tensor."""
     n = source.shape[-1]
-    return _native.dequantize(source.read(0, 0, 1), int(source.type), 1, n).reshape(-1)
+    return dequantize(source.read(0, 0, 1), int(source.type), 1, n).reshape(-1)

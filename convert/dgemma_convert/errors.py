@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import os
+from collections.abc import Iterator
+
+from dgemma.errors import Error
+from dgemma.files import reason_of
 
 
-class ConvertError(Exception):
+class ConvertError(Error):
     """The conversion cannot be done; the message is one line for the user.
 
     It says what was wrong, what was expected and, where that helps, what to do.
@@ -15,9 +19,21 @@ class ConvertError(Exception):
 
 def from_os_error(error: OSError, doing: str) -> ConvertError:
     """A one-line account of `error`, which happened while `doing` something."""
+    if isinstance(error, Error):
+        return ConvertError(str(error))
     name = error.filename
     path = f"{os.fsdecode(name)}: " if isinstance(name, (str, bytes)) else ""
-    reason = error.strerror or str(error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        reason = "no space left on the device; free some, or choose another --outfile"
-    return ConvertError(f"{path}{doing} failed: {reason}")
+    return ConvertError(f"{path}{doing} failed: {reason_of(error)}")
+
+
+@contextlib.contextmanager
+def failing_in_words(doing: str) -> Iterator[None]:
+    """Whatever goes wrong inside, with the disk or with a file, becomes a ConvertError."""
+    try:
+        yield
+    except ConvertError:
+        raise
+    except OSError as error:
+        raise from_os_error(error, doing) from error
+    except Error as error:
+        raise ConvertError(str(error)) from error

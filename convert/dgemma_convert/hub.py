@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .checkpoint import INDEX_NAME, SINGLE_NAME
 from .errors import ConvertError
-from .safetensors_file import INDEX_NAME, SINGLE_NAME, read_json
+from .json_file import read_json
 
 # What a conversion reads beside the weights. A repository may hold much else: images, the same
 # weights in other formats, adapters.

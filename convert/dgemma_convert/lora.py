@@ -22,12 +22,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dgemma import _native
+from dgemma.quants import dequantize
 
 from .errors import ConvertError
+from .json_file import read_json
 from .policy import Type
-from .safetensors_file import SafetensorsFile, StoredTensor, read_json
-from .sources import Bytes, PlainSource, Source, matrices, read_floats
+from .safetensors_file import SafetensorsFile, StoredTensor
+from .sources import Bytes, LeftOut, PlainSource, Source, matrices, read_floats
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -80,7 +81,7 @@ class AdaptedSource:
     def read(self, matrix: int, first: int, n: int) -> Bytes:
         """Rows [first, first + n) of one matrix."""
         data = self.base.read(matrix, first, n)
-        values = _native.dequantize(data, int(self.base.type), n, self.shape[-1])
+        values = dequantize(data, int(self.base.type), n, self.shape[-1])
         if self.base.multipliers is not None:
             values *= self.base.multipliers[matrix]
         up, down = self._factors(matrix)
@@ -127,6 +128,11 @@ class Adapter:
     def check_unchanged(self) -> None:
         """ConvertError where the file changed since it was opened."""
         self._file.check_unchanged()
+
+    def unused(self) -> list[LeftOut]:
+        """What the file will have no place for."""
+        n_bytes = sum(tensor.n_bytes for tensor in self.left_out)
+        return [LeftOut("adapted vision", len(self.left_out), n_bytes)] if self.left_out else []
 
     def merge(self, sources: Mapping[str, Source]) -> dict[str, Source]:
         """`sources` with the adapter added."""

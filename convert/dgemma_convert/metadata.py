@@ -12,10 +12,11 @@ from gguf import GGUFValueType, GGUFWriter, LlamaFileType, Metadata, size_label
 from gguf.constants import Keys as Names
 from gguf.gguf_writer import GGUFValue
 
+from dgemma.importance import Importance
+
 from .config import ModelConfig
 from .errors import ConvertError
-from .importance import Importance
-from .safetensors_file import read_json
+from .json_file import read_json
 from .tokenizer import Vocabulary, read_vocabulary
 
 ARCHITECTURE = "diffusion-gemma"
@@ -106,7 +107,7 @@ class ParameterCounts:
         label: str = size_label(
             self.total,
             self.total - self.in_experts,
-            self.in_experts // self.n_experts,
+            self.in_experts // max(self.n_experts, 1),
             self.n_experts,
         )
         return label

@@ -9,25 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
+
+from dgemma.tensor_kinds import Kind
 
 from .errors import ConvertError
 
 Type = GGMLQuantizationType
-
-
-class Kind(Enum):
-    """What a tensor is for, as far as its type depends on it."""
-
-    VECTOR = "vector"  # norms, scales, the router, frequencies: always float32
-    EMBEDDING = "embedding"  # also the head
-    SELF_CONDITIONING = "self_conditioning"
-    ATTENTION = "attention"
-    MLP = "mlp"
-    EXPERTS_GATE_UP = "experts_gate_up"
-    EXPERTS_DOWN = "experts_down"
 
 
 # llama.cpp reads a multiplier beside the weights of these kinds only, so NVFP4 can be had in full
@@ -147,6 +136,7 @@ class Policy:
     is found decides.
     """
 
+    name: str  # of the mix
     mix: Mix
     by_name: Sequence[tuple[re.Pattern[str], Type]] = ()
     token_embedding: Type | None = None
@@ -182,4 +172,4 @@ def make_policy(
                 f"--tensor-type {rule!r}: bad regular expression: {error}"
             ) from error
     embedding = None if token_embedding_type is None else type_named(token_embedding_type)
-    return Policy(MIXES[outtype], by_name, embedding)
+    return Policy(outtype, MIXES[outtype], by_name, embedding)

@@ -20,10 +20,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .checkpoint import Checkpoint
 from .errors import ConvertError
 from .lora import AdaptedSource
 from .policy import Type
-from .safetensors_file import Checkpoint, StoredTensor
+from .safetensors_file import StoredTensor
 from .sources import Bytes, PlainSource, Source, Stack, matrices, read_floats
 
 GROUP = 16  # elements that share an E4M3 scale

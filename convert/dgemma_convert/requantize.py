@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from gguf import GGUFValueType
+from gguf import GGUFValueType, LlamaFileType
 from gguf.gguf_writer import GGUFValue
 from numpy.typing import NDArray
 
-from dgemma import _native
-from dgemma.errors import Error as EngineError
-from dgemma.values import Tensor
+from dgemma.errors import Error
+from dgemma.gguf_file import File, Tensor
+from dgemma.importance import Importance
+from dgemma.tensor_kinds import kind_of
 
 from . import encode
-from .conversion import Report, file_type, tensor_reports, write
-from .errors import ConvertError, from_os_error
-from .importance import Importance
-from .memory import needed
-from .metadata import ARCHITECTURE, QUANTIZATION_VERSION, Keys, imatrix_keys
-from .policy import Policy, Type, make_policy, row_bytes
-from .sources import Bytes, matrices, n_elements
-from .tensors import MappedTensor, kind_of
-from .writer import shard_paths, split
+from .errors import ConvertError, failing_in_words
+from .metadata import ARCHITECTURE, QUANTIZATION_VERSION, Keys
+from .policy import Type, make_policy, row_bytes
+from .production import Report, Target, produce
+from .sources import Bytes, matrices
+from .tensors import MappedTensor
 
 EXACT_TYPES = (Type.F32, Type.F16, Type.BF16)
 
@@ -34,7 +31,7 @@ EXACT_TYPES = (Type.F32, Type.F16, Type.BF16)
 class GGUFSource:
     """A tensor of an open file. It is read and not mapped: see `File.read`."""
 
-    file: _native.File
+    file: File
     tensor: Tensor
     multipliers: NDArray[np.float32] | None
 
@@ -59,7 +56,7 @@ class GGUFSource:
         stride = row_bytes(self.type, n_cols)
         try:
             return self.file.read(self.name, (matrix * n_rows + first) * stride, n * stride)
-        except EngineError as error:
+        except Error as error:
             raise ConvertError(str(error)) from error
 
 
@@ -83,41 +80,22 @@ def quantize(
     Options as in `convert`. Raises ConvertError; also where a tensor that is quantised already
     would be quantised again, which adds up two errors, without `allow_requantize`.
     """
-    begin = time.perf_counter()
-    policy = make_policy(outtype, tensor_types, token_embedding_type)
-    importance = None if imatrix is None else Importance(imatrix)
-    try:
-        with _native.File(src) as file:
-            if file.keys.get("general.architecture") != ARCHITECTURE:
-                raise ConvertError(f"{src}: not a DiffusionGemma model ({ARCHITECTURE})")
-            steps = encode.plan(_mapped(file), policy, importance)
-            encode.check_types(steps)
-            if not allow_requantize:
-                _refuse_requantizing(steps)
-            keys = _keys(file, policy, steps)
-            if importance is not None:
-                keys.update(imatrix_keys(importance))
-            infos = [info for step in steps for info in step.infos]
-            paths = shard_paths(outfile, len(split(infos, split_max_size)))
-            if not dry_run:
-                checks = [file.check_unchanged]
-                write(steps, keys, outfile, force, split_max_size, threads, progress, checks)
-    except EngineError as error:
-        raise ConvertError(str(error)) from error
-    except OSError as error:
-        raise from_os_error(error, "quantising") from error
-    return Report(
-        files=[str(path) for path in paths],
-        outtype=outtype,
-        tensors=tensor_reports(steps),
-        n_parameters=sum(n_elements(step.tensor.shape) for step in steps),
-        memory_bytes=needed(keys, sum(info.n_bytes for info in infos)),
-        seconds=time.perf_counter() - begin,
-        dry_run=dry_run,
-    )
+    with failing_in_words("quantizing"), File(src) as file:
+        policy = make_policy(outtype, tensor_types, token_embedding_type)
+        if file.keys.get("general.architecture") != ARCHITECTURE:
+            raise ConvertError(f"{src}: not a DiffusionGemma model ({ARCHITECTURE})")
+        return produce(
+            _mapped(file),
+            policy,
+            lambda file_type, counts: _keys(file, file_type),
+            Target(outfile, split_max_size, threads, force, dry_run, progress),
+            importance=None if imatrix is None else Importance(imatrix),
+            accept=(lambda step: None) if allow_requantize else _refuse_requantizing,
+            checks=[file.check_unchanged],
+        )
 
 
-def _mapped(file: _native.File) -> list[MappedTensor]:
+def _mapped(file: File) -> list[MappedTensor]:
     """All tensors; those that are multipliers of another are attached to it."""
     tensors = {tensor.name: tensor for tensor in file.tensors}
     mapped = []
@@ -140,18 +118,17 @@ def _mapped(file: _native.File) -> list[MappedTensor]:
     return [tensor for tensor in mapped if tensor.name in tensors]
 
 
-def _refuse_requantizing(steps: Sequence[encode.Step]) -> None:
-    for step in steps:
-        source, target = step.source.type, step.tensor.type
-        if source not in EXACT_TYPES and source is not target:
-            raise ConvertError(
-                f"tensor {step.source.name} is {source.name.lower()} already; make "
-                f"{target.name.lower()} from a file of f32, f16 or bf16, or accept the loss with "
-                "--allow-requantize"
-            )
+def _refuse_requantizing(step: encode.Step) -> None:
+    source, target = step.source.type, step.tensor.type
+    if source not in EXACT_TYPES and source is not target:
+        raise ConvertError(
+            f"tensor {step.source.name} is {source.name.lower()} already; make "
+            f"{target.name.lower()} from a file of f32, f16 or bf16, or accept the loss with "
+            "--allow-requantize"
+        )
 
 
-def _keys(file: _native.File, policy: Policy, steps: Sequence[encode.Step]) -> Keys:
+def _keys(file: File, file_type: LlamaFileType) -> Keys:
     """The file's keys with their types, but for those that describe the file, not the model."""
     keys: Keys = {}
     for name, value in file.keys.items():
@@ -160,6 +137,6 @@ def _keys(file: _native.File, policy: Policy, steps: Sequence[encode.Step]) -> K
         value_type, element_type = map(GGUFValueType, file.keys.type_of(name))
         array = value_type is GGUFValueType.ARRAY
         keys[name] = GGUFValue(value, value_type, element_type if array else None)
-    keys["general.file_type"] = GGUFValue(int(file_type(policy, steps)), GGUFValueType.UINT32)
+    keys["general.file_type"] = GGUFValue(int(file_type), GGUFValueType.UINT32)
     keys["general.quantization_version"] = GGUFValue(QUANTIZATION_VERSION, GGUFValueType.UINT32)
     return keys

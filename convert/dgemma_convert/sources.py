@@ -22,6 +22,15 @@ Bytes = NDArray[np.uint8]
 DTYPES = {"F32": Type.F32, "F16": Type.F16, "BF16": Type.BF16}
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """What the checkpoint has and the file will not have."""
+
+    what: str
+    n_tensors: int
+    n_bytes: int
+
+
 class Source(Protocol):
     """Where a tensor's values come from."""
 

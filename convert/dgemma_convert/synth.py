@@ -8,23 +8,24 @@ explodes. What comes out is noise, of course.
 from __future__ import annotations
 
 import math
-import time
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from gguf import LlamaFileType
 from numpy.typing import NDArray
 
-from dgemma import _native
+from dgemma.quants import quantize
+from dgemma.tensor_kinds import Kind
 
 from . import encode
 from .config import Layer, ModelConfig, Rope
-from .conversion import Report, file_type, tensor_reports, write
-from .errors import ConvertError, from_os_error
-from .metadata import ParameterCounts, model_keys
-from .policy import Kind, Policy, Type, fitting, make_policy, row_bytes
+from .errors import ConvertError, failing_in_words
+from .metadata import Keys, ParameterCounts, model_keys
+from .policy import Policy, Type, fitting, make_policy, row_bytes
+from .production import Report, Target, produce
 from .sources import ArraySource, Bytes, Source, matrices
 from .synth_vocabulary import synthetic_vocabulary
 from .tensors import MODEL_ROWS, MappedTensor, Row, layer_rows, rope_divisors, row_shape
@@ -144,28 +145,20 @@ def synthesize(
     """Writes a model of the sizes of `preset` (in PRESETS); raises ConvertError."""
     if preset not in PRESETS:
         raise ConvertError(f"unknown preset {preset!r}; expected one of {' '.join(PRESETS)}")
-    begin = time.perf_counter()
     config, policy = PRESETS[preset], make_policy(outtype)
-    tensors = _tensors(config, policy, seed, threads)
-    steps = encode.plan(tensors, policy)
-    encode.check_types(steps)
-    counts = ParameterCounts(
-        config.experts, ((tensor.name, tensor.source.shape) for tensor in tensors)
-    )
-    general = {"name": f"synthetic {preset}"}
-    vocabulary = synthetic_vocabulary(config.vocab)
-    keys = model_keys(None, config, file_type(policy, steps), counts, general, {}, vocabulary)
-    try:
-        write(steps, keys, outfile, force, 0, threads, progress)
-    except OSError as error:
-        raise from_os_error(error, "writing") from error
-    return Report(
-        files=[str(outfile)],
-        outtype=outtype,
-        tensors=tensor_reports(steps),
-        n_parameters=counts.total,
-        seconds=time.perf_counter() - begin,
-    )
+
+    def keys(file_type: LlamaFileType, counts: ParameterCounts) -> Keys:
+        general, vocabulary = {"name": f"synthetic {preset}"}, synthetic_vocabulary(config.vocab)
+        return model_keys(None, config, file_type, counts, general, {}, vocabulary)
+
+    with failing_in_words("writing"):
+        return produce(
+            _tensors(config, policy, seed, threads),
+            policy,
+            keys,
+            Target(outfile, threads=threads, force=force, progress=progress),
+            n_experts=config.experts,
+        )
 
 
 def preset_tensors(
@@ -189,7 +182,7 @@ def _rows(config: ModelConfig, policy: Policy) -> Iterator[tuple[str, Row, tuple
     for i, layer in enumerate(config.layers):
         for row in layer_rows(layer, split):
             yield f"blk.{i}.{row.gguf}", row, row_shape(config, row, layer)
-        row = Row("enc_layer_output_scale.weight", "", Kind.VECTOR, "one")
+        row = Row("enc_layer_output_scale.weight", "", "one")
         yield f"blk.{i}.{row.gguf}", row, (1,)
 
 
@@ -209,7 +202,7 @@ def _tensors(config: ModelConfig, policy: Policy, seed: int, threads: int) -> li
         target = fitting(policy.wanted(name, kind, Type.F32), n_cols)
         if (target, n_cols) not in pools:
             values = RandomSource("pool", (POOL_ROWS, n_cols), n_cols**-0.5, seed)
-            data, multiplier = _native.quantize(
+            data, multiplier = quantize(
                 values.read(0, 0, POOL_ROWS),
                 int(Type.F32),
                 int(target),

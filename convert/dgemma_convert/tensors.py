@@ -6,19 +6,20 @@ checkpoint; only the vision tower, which the engine does not run, is left out.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
+from dgemma.tensor_kinds import Kind, kind_of
+
+from .checkpoint import Checkpoint
 from .config import Layer, ModelConfig
 from .errors import ConvertError
-from .policy import Kind
 from .quantized import Sources
-from .safetensors_file import Checkpoint, StoredTensor
-from .sources import ArraySource, PlainSource, Source
+from .safetensors_file import StoredTensor
+from .sources import ArraySource, LeftOut, PlainSource, Source
 
 # Divides a frequency into nothing: pairs beyond the rotated ones stay where they are.
 NOT_ROTATED = 1e30
@@ -29,85 +30,54 @@ class Row(NamedTuple):
 
     gguf: str
     checkpoint: str
-    kind: Kind
     shape: str
+
+    @property
+    def kind(self) -> Kind:
+        """What the tensor is for."""
+        return kind_of(self.gguf)
 
 
 MODEL_ROWS = (
-    Row("token_embd.weight", "embed_tokens.weight", Kind.EMBEDDING, "vocab hidden"),
-    Row("output_norm.weight", "norm.weight", Kind.VECTOR, "hidden"),
-    Row("self_cond_pre_norm.weight", "self_conditioning.pre_norm.weight", Kind.VECTOR, "hidden"),
-    Row(
-        "self_cond_gate.weight",
-        "self_conditioning.gate_proj.weight",
-        Kind.SELF_CONDITIONING,
-        "feed_forward hidden",
-    ),
-    Row(
-        "self_cond_up.weight",
-        "self_conditioning.up_proj.weight",
-        Kind.SELF_CONDITIONING,
-        "feed_forward hidden",
-    ),
-    Row(
-        "self_cond_down.weight",
-        "self_conditioning.down_proj.weight",
-        Kind.SELF_CONDITIONING,
-        "hidden feed_forward",
-    ),
+    Row("token_embd.weight", "embed_tokens.weight", "vocab hidden"),
+    Row("output_norm.weight", "norm.weight", "hidden"),
+    Row("self_cond_pre_norm.weight", "self_conditioning.pre_norm.weight", "hidden"),
+    Row("self_cond_gate.weight", "self_conditioning.gate_proj.weight", "feed_forward hidden"),
+    Row("self_cond_up.weight", "self_conditioning.up_proj.weight", "feed_forward hidden"),
+    Row("self_cond_down.weight", "self_conditioning.down_proj.weight", "hidden feed_forward"),
 )
 
 LAYER_ROWS = (
-    Row("attn_norm.weight", "input_layernorm.weight", Kind.VECTOR, "hidden"),
-    Row("attn_q.weight", "self_attn.q_proj.weight", Kind.ATTENTION, "queries hidden"),
-    Row("attn_k.weight", "self_attn.k_proj.weight", Kind.ATTENTION, "keys hidden"),
-    Row("attn_v.weight", "self_attn.v_proj.weight", Kind.ATTENTION, "keys hidden"),
-    Row("attn_q_norm.weight", "self_attn.q_norm.weight", Kind.VECTOR, "head_dim"),
-    Row("attn_k_norm.weight", "self_attn.k_norm.weight", Kind.VECTOR, "head_dim"),
-    Row("attn_output.weight", "self_attn.o_proj.weight", Kind.ATTENTION, "hidden queries"),
-    Row("post_attention_norm.weight", "post_attention_layernorm.weight", Kind.VECTOR, "hidden"),
-    Row("ffn_norm.weight", "pre_feedforward_layernorm.weight", Kind.VECTOR, "hidden"),
-    Row("ffn_gate.weight", "mlp.gate_proj.weight", Kind.MLP, "feed_forward hidden"),
-    Row("ffn_up.weight", "mlp.up_proj.weight", Kind.MLP, "feed_forward hidden"),
-    Row("ffn_down.weight", "mlp.down_proj.weight", Kind.MLP, "hidden feed_forward"),
-    Row("post_ffw_norm_1.weight", "post_feedforward_layernorm_1.weight", Kind.VECTOR, "hidden"),
-    Row("pre_ffw_norm_2.weight", "pre_feedforward_layernorm_2.weight", Kind.VECTOR, "hidden"),
-    Row("ffn_gate_inp.weight", "router.proj.weight", Kind.VECTOR, "experts hidden"),
-    Row("ffn_gate_inp.scale", "router.scale", Kind.VECTOR, "hidden"),
-    Row(
-        "ffn_gate_up_exps.weight",
-        "experts.gate_up_proj",
-        Kind.EXPERTS_GATE_UP,
-        "experts gate_and_up hidden",
-    ),
-    Row(
-        "ffn_down_exps.weight",
-        "experts.down_proj",
-        Kind.EXPERTS_DOWN,
-        "experts hidden expert_width",
-    ),
-    Row("ffn_down_exps.scale", "router.per_expert_scale", Kind.VECTOR, "experts"),
-    Row("post_ffw_norm_2.weight", "post_feedforward_layernorm_2.weight", Kind.VECTOR, "hidden"),
-    Row("post_ffw_norm.weight", "post_feedforward_layernorm.weight", Kind.VECTOR, "hidden"),
-    Row("layer_output_scale.weight", "layer_scalar", Kind.VECTOR, "one"),
+    Row("attn_norm.weight", "input_layernorm.weight", "hidden"),
+    Row("attn_q.weight", "self_attn.q_proj.weight", "queries hidden"),
+    Row("attn_k.weight", "self_attn.k_proj.weight", "keys hidden"),
+    Row("attn_v.weight", "self_attn.v_proj.weight", "keys hidden"),
+    Row("attn_q_norm.weight", "self_attn.q_norm.weight", "head_dim"),
+    Row("attn_k_norm.weight", "self_attn.k_norm.weight", "head_dim"),
+    Row("attn_output.weight", "self_attn.o_proj.weight", "hidden queries"),
+    Row("post_attention_norm.weight", "post_attention_layernorm.weight", "hidden"),
+    Row("ffn_norm.weight", "pre_feedforward_layernorm.weight", "hidden"),
+    Row("ffn_gate.weight", "mlp.gate_proj.weight", "feed_forward hidden"),
+    Row("ffn_up.weight", "mlp.up_proj.weight", "feed_forward hidden"),
+    Row("ffn_down.weight", "mlp.down_proj.weight", "hidden feed_forward"),
+    Row("post_ffw_norm_1.weight", "post_feedforward_layernorm_1.weight", "hidden"),
+    Row("pre_ffw_norm_2.weight", "pre_feedforward_layernorm_2.weight", "hidden"),
+    Row("ffn_gate_inp.weight", "router.proj.weight", "experts hidden"),
+    Row("ffn_gate_inp.scale", "router.scale", "hidden"),
+    Row("ffn_gate_up_exps.weight", "experts.gate_up_proj", "experts gate_and_up hidden"),
+    Row("ffn_down_exps.weight", "experts.down_proj", "experts hidden expert_width"),
+    Row("ffn_down_exps.scale", "router.per_expert_scale", "experts"),
+    Row("post_ffw_norm_2.weight", "post_feedforward_layernorm_2.weight", "hidden"),
+    Row("post_ffw_norm.weight", "post_feedforward_layernorm.weight", "hidden"),
+    Row("layer_output_scale.weight", "layer_scalar", "one"),
 )
 
 # Where the experts are stored as separate gate and up projections, these stand for the fused line.
 SPLIT_EXPERT_ROWS = (
-    Row(
-        "ffn_gate_exps.weight",
-        "experts.gate_proj",
-        Kind.EXPERTS_GATE_UP,
-        "experts expert_width hidden",
-    ),
-    Row(
-        "ffn_up_exps.weight", "experts.up_proj", Kind.EXPERTS_GATE_UP, "experts expert_width hidden"
-    ),
+    Row("ffn_gate_exps.weight", "experts.gate_proj", "experts expert_width hidden"),
+    Row("ffn_up_exps.weight", "experts.up_proj", "experts expert_width hidden"),
 )
 FUSED_EXPERTS = "experts.gate_up_proj"
-
-_LAYER_PREFIX = re.compile(r"blk\.\d+\.")
-_KINDS = {row.gguf: row.kind for row in (*MODEL_ROWS, *LAYER_ROWS, *SPLIT_EXPERT_ROWS)}
 
 
 @dataclass(frozen=True)
@@ -117,15 +87,6 @@ class MappedTensor:
     name: str  # in the GGUF
     kind: Kind
     source: Source
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """What the checkpoint has and the file will not have."""
-
-    what: str
-    n_tensors: int
-    n_bytes: int
 
 
 @dataclass(frozen=True)
@@ -161,11 +122,6 @@ def layer_rows(layer: Layer, split_experts: bool) -> Iterator[Row]:
             yield from SPLIT_EXPERT_ROWS
         elif row.gguf != "attn_v.weight" or layer.sliding:
             yield row
-
-
-def kind_of(gguf_name: str) -> Kind:
-    """The kind of a tensor by its name in GGUF; VECTOR where the table does not have it."""
-    return _KINDS.get(_LAYER_PREFIX.sub("", gguf_name), Kind.VECTOR)
 
 
 def row_shape(config: ModelConfig, row: Row, layer: Layer | None = None) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from gguf import GGUFWriter, TokenType
 
 from .config import ModelConfig
 from .errors import ConvertError, from_os_error
-from .safetensors_file import read_json
+from .json_file import read_json
 
 MODEL_NAME = "gemma4"
 # Special in the tokenizer's sense, but their text belongs to the answer: as CONTROL tokens they

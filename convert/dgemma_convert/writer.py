@@ -1,14 +1,13 @@
 """Writes a GGUF file (or its shards) so that no half-written one can be taken for whole.
 
-A file is written beside its target under a hidden name, and its first four bytes stay zero until
-everything else is on the disk; then it is renamed. Whenever the process dies, the target is what it
-was before, and the hidden file is overwritten by the next run. Of shards, the first is the last to
-be renamed, and without it no program opens the others.
+A file is written beside its target under a hidden name (dgemma.files), and its first four bytes
+stay zero until everything else is on the disk; then it is renamed. Whenever the process dies, the
+target is what it was before, and the hidden file is removed by the next run. Of shards, the first
+is the last to be renamed, and without it no program opens the others.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
@@ -21,7 +20,9 @@ import numpy as np
 from gguf import GGUF_DEFAULT_ALIGNMENT, GGUFValueType, GGUFWriter
 from gguf.gguf_writer import GGUFValue
 
-from .errors import ConvertError, from_os_error
+from dgemma.files import NewFile, check_target, sync_folder
+
+from .errors import ConvertError, failing_in_words, from_os_error
 from .metadata import ARCHITECTURE, Keys
 from .policy import Type, row_bytes
 from .sources import Bytes, n_elements
@@ -97,17 +98,17 @@ class _Shard:
 
     path: Path
     tensors: list[TensorInfo]
-    fd: int = -1
-    committed: bool = False
+    file: NewFile | None = None
     n_header: int = 0
     ends: dict[str, int] = field(default_factory=dict)  # where each tensor's data must end
     pending: bytearray = field(default_factory=bytearray)  # the piece under way, less than a page
     pending_at: int = 0
 
     @property
-    def partial(self) -> Path:
-        """The hidden name. It does not vary, so that nothing piles up."""
-        return self.path.with_name(f".{self.path.name}.partial")
+    def opened(self) -> NewFile:
+        """The file under way."""
+        assert self.file is not None, "the writer is entered before it is used"
+        return self.file
 
     @property
     def data_bytes(self) -> int:
@@ -152,12 +153,15 @@ class Writer:
 
     def __enter__(self) -> Writer:
         try:
-            self._check_targets()
-            for shard in self._shards:
-                self._open(shard)
-        except OSError as error:
-            self._abandon()
-            raise from_os_error(error, "writing") from error
+            with failing_in_words("writing"):
+                for shard in self._shards:
+                    check_target(shard.path, replace=self._force)
+                self._check_space()
+                for shard in self._shards:
+                    shard.file = NewFile(
+                        shard.path, replace=self._force, alone="another conversion"
+                    )
+                    self._write_header(shard)
         except BaseException:
             self._abandon()
             raise
@@ -185,37 +189,23 @@ class Writer:
         for name, (shard, position) in self._places.items():
             if position != shard.ends[name]:
                 raise ValueError(f"tensor {name} is incomplete")
-        try:
+        with failing_in_words("writing"):
             for shard in self._shards:
                 self._flush(shard)
-                os.ftruncate(shard.fd, shard.n_header + shard.data_bytes)
-                os.fsync(shard.fd)
+                shard.opened.sync()
                 self._pwrite(shard, memoryview(MAGIC), 0)
-                os.fsync(shard.fd)
+                shard.opened.sync()
             if len(self._shards) > 1:
                 # Names cannot change all at once: without a first shard, old and new ones that a
                 # kill leaves side by side are no model.
                 self._shards[0].path.unlink(missing_ok=True)
             for shard in reversed(self._shards):
-                os.replace(shard.partial, shard.path)
-                shard.committed = True
-            folder = os.open(self._shards[0].path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-        except OSError as error:
-            raise from_os_error(error, "writing") from error
+                shard.opened.rename()
+            sync_folder(self._shards[0].path.parent)
 
-    def _check_targets(self) -> None:
+    def _check_space(self) -> None:
+        """Whether the target's own file system has room for all of it."""
         folder = self._shards[0].path.parent
-        if not folder.is_dir():
-            raise ConvertError(f"{folder}: no such folder to write to")
-        for shard in self._shards:
-            if shard.path.is_dir():
-                raise ConvertError(f"{shard.path}: is a folder; expected the name of a file")
-            if shard.path.exists() and not self._force:
-                raise ConvertError(f"{shard.path}: exists; --force replaces it")
         needed = sum(shard.data_bytes for shard in self._shards)
         free = shutil.disk_usage(folder).free
         if needed > free:
@@ -223,21 +213,6 @@ class Writer:
                 f"{folder}: no space left on the device: the file needs "
                 f"{size_text(needed)}, {size_text(free)} are free"
             )
-
-    def _open(self, shard: _Shard) -> None:
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(shard.partial, flags, 0o666)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # It may have been given its final name between the opening and the locking.
-            ours = os.path.samestat(os.fstat(fd), os.lstat(shard.partial))
-        except OSError:
-            ours = False
-        if not ours:
-            os.close(fd)
-            raise ConvertError(f"{shard.path}: another conversion is writing it")
-        shard.fd = fd
-        self._write_header(shard)
 
     def _write_header(self, shard: _Shard) -> None:
         """Keys and tensor table by the gguf package, then the magic taken out again."""
@@ -261,20 +236,22 @@ class Writer:
                 tensor.n_bytes,
                 raw_dtype=tensor.type,
             )
-        header.write_header_to_file(shard.partial)
+        header.write_header_to_file(shard.opened.hidden)
         self._pwrite(shard, memoryview(bytes(len(MAGIC))), 0)
         try:
             header.write_kv_data_to_file()
             header.write_ti_data_to_file()
         finally:
             header.close()
-        n_header = os.fstat(shard.fd).st_size
+        n_header = os.fstat(shard.opened.fd).st_size
         shard.n_header = -(-n_header // GGUF_DEFAULT_ALIGNMENT) * GGUF_DEFAULT_ALIGNMENT
         position = shard.n_header
         for tensor in shard.tensors:
             self._places[tensor.name] = shard, position
             shard.ends[tensor.name] = position + tensor.n_bytes
             position += tensor.padded_bytes
+        # Its full size from the first: a file system that cannot hold it says so now.
+        os.ftruncate(shard.opened.fd, shard.n_header + shard.data_bytes)
 
     def _append(self, shard: _Shard, view: memoryview, position: int) -> None:
         """Writes what makes whole pages, and keeps the rest until more comes."""
@@ -305,7 +282,7 @@ class Writer:
     def _pwrite(self, shard: _Shard, view: memoryview, position: int) -> None:
         try:
             while view:
-                n = os.pwrite(shard.fd, view, position)
+                n = os.pwrite(shard.opened.fd, view, position)
                 view, position = view[n:], position + n
         except OSError as error:
             error.filename = str(shard.path)
@@ -314,9 +291,5 @@ class Writer:
     def _abandon(self) -> None:
         """Closes all files and removes those that were not committed."""
         for shard in self._shards:
-            if shard.fd < 0:
-                continue
-            if not shard.committed:
-                shard.partial.unlink(missing_ok=True)
-            os.close(shard.fd)
-            shard.fd = -1
+            if shard.file is not None:
+                shard.file.close()

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from dgemma.cli import main
+from dgemma.errors import Error
 from dgemma.evaluation.calibration import chat_prompts, gather, text_chunks
+from dgemma.importance import Importance, means, save_importance
 from dgemma.values import Activations
-from dgemma_convert import ConvertError, convert
-from dgemma_convert.importance import Importance, means, save_importance
+from dgemma_convert import convert
 from support import engine
 
 TEXT = "Once there was a small owl that lived near the lake. One day it saw a red boat. " * 6
@@ -102,7 +103,7 @@ def test_older_files(tmp_path: Path) -> None:
     importance = Importance(path)
     assert (importance.datasets, importance.chunk_count) == (["wiki.txt"], 5)
     np.testing.assert_array_equal(importance.of("w", 2, 2), values / 2)
-    with pytest.raises(ConvertError, match="another model"):
+    with pytest.raises(Error, match="another model"):
         importance.of("w", 1, 2)
     path.write_bytes(dat({"w": (2, values)}, b""))  # the oldest end here
     assert Importance(path).datasets == []
@@ -129,7 +130,7 @@ WHOLE = dat({"w": (2, np.ones(4))}, struct.pack("<ii", 5, 1) + b"x")
 def test_damaged_older_files(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "imatrix.dat"
     path.write_bytes(data)
-    with pytest.raises(ConvertError, match=r"imatrix\.dat"):
+    with pytest.raises(Error, match=r"imatrix\.dat"):
         Importance(path)
 
 
@@ -204,11 +205,11 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(ConvertError, match="no space left"):
+    with pytest.raises(Error, match="no space left"):
         save_importance(path, collected, dataset="x", chunk_count=1, chunk_size=1)
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ConvertError, match="nothing was collected"):
+    with pytest.raises(Error, match="nothing was collected"):
         save_importance(path, {}, dataset="x", chunk_count=1, chunk_size=1)
     broken = {"w": Activations(np.full((1, 4), np.inf), np.array([3]))}
-    with pytest.raises(ConvertError, match="what met w is not finite"):
+    with pytest.raises(Error, match="what met w is not finite"):
         save_importance(path, broken, dataset="x", chunk_count=1, chunk_size=1)

@@ -9,8 +9,9 @@ import gguf
 import numpy as np
 import pytest
 
+from dgemma.errors import Error
+from dgemma.importance import AVERAGE_TOKENS, Importance
 from dgemma_convert import ConvertError, convert
-from dgemma_convert.importance import AVERAGE_TOKENS, Importance
 from support.checkpoints import SPECS
 
 SPEC = SPECS["wide"]
@@ -113,7 +114,7 @@ def test_bad_files(
 
 
 def test_files_that_are_none(gguf_file: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(ConvertError, match="has no importance matrix"):
+    with pytest.raises(Error, match="has no importance matrix"):
         Importance(gguf_file("small"))
-    with pytest.raises(ConvertError, match=r"none\.gguf"):
+    with pytest.raises(Error, match=r"none\.gguf"):
         Importance(tmp_path / "none.gguf")

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from dgemma.errors import Error
+from dgemma.importance import Importance, save_importance
 from dgemma.values import Activations
-from dgemma_convert import ConvertError
-from dgemma_convert.importance import Importance, save_importance
 from dgemma_convert.safetensors_file import SafetensorsFile
 from dgemma_convert.synth import synthesize
 from support.build import ROOT, kernel_tests
@@ -125,7 +125,7 @@ def test_damage_is_refused_or_harmless(
         path.write_bytes(damaged(seed, rng))
         try:
             read(path)
-        except ConvertError as refused:
+        except Error as refused:
             n_refused += str(path) in str(refused)  # a text that names the file
     print(f"{name}: {DAMAGED} changed inputs, {n_refused} refused")
     assert n_refused > DAMAGED / 10

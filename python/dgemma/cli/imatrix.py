@@ -11,9 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dgemma_convert.importance import AVERAGE_TOKENS, save_importance
-
 from ..evaluation.calibration import Calibration, chat_prompts, gather, text_chunks
+from ..importance import AVERAGE_TOKENS, save_importance
 from .shared import Subparsers, add_model_options, load_model
 
 

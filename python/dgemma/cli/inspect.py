@@ -8,11 +8,10 @@ import os
 from collections import Counter
 from typing import Any
 
-from dgemma_convert.policy import Kind
-from dgemma_convert.tensors import kind_of
-
-from .._native import File, Model
+from .._native import Model
 from ..errors import Error, OutOfMemoryError
+from ..gguf_file import File
+from ..tensor_kinds import Kind, kind_of
 from .shared import Subparsers
 
 CONTEXTS = (4096, 8192, 32768, 65536, 131072)

@@ -6,15 +6,15 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-
-from dgemma_convert.cli import add_convert_parser, add_quantize_parser, add_synth_parser
-from dgemma_convert.errors import ConvertError
+from importlib.metadata import entry_points
 
 from .._native import version
 from ..errors import Error
 from . import bench, chat, evaluate, generate, imatrix, inspect, serve
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130  # wrong usage is 2: argparse's own
+PLUGINS = "dgemma.commands"
+"""Entry points of this group add commands: functions that take argparse's subparsers."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -25,8 +25,6 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"dgemma {version()}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    add_convert_parser(commands)
-    add_quantize_parser(commands)
     imatrix.add_parser(commands)
     inspect.add_parser(commands)
     generate.add_parser(commands)
@@ -34,7 +32,12 @@ def parser() -> argparse.ArgumentParser:
     serve.add_parser(commands)
     bench.add_parser(commands)
     evaluate.add_parser(commands)
-    add_synth_parser(commands)
+    for plugin in sorted(entry_points(group=PLUGINS), key=lambda plugin: plugin.name):
+        try:
+            plugin.load()(commands)
+        except Exception as problem:  # whatever somebody else's package ends in
+            reason = " ".join(f"{type(problem).__name__}: {problem}".split())
+            print(f"dgemma: the command {plugin.name} cannot be loaded: {reason}", file=sys.stderr)
     return top
 
 
@@ -53,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return DONE
     except MemoryError:
         return _failed("not enough memory")
-    except (ConvertError, Error, ImportError, OSError, TypeError, ValueError) as problem:
+    except (Error, ImportError, OSError, TypeError, ValueError) as problem:
         return _failed(str(problem) or type(problem).__name__)
 
 

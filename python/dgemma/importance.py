@@ -28,12 +28,11 @@ from gguf import GGUFValueType, GGUFWriter
 from gguf.gguf_writer import GGUFValue
 from numpy.typing import NDArray
 
-from dgemma import _native
-from dgemma.errors import Error as EngineError
-from dgemma.values import Activations
-
-from .errors import ConvertError, from_os_error
-from .policy import Type
+from .errors import Error, FileAccessError, ModelFileError
+from .files import NewFile, reason_of
+from .gguf_file import File
+from .quants import type_info
+from .values import Activations
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 # An expert that was met by few tokens is judged by them and by this many average ones: squares of
@@ -45,6 +44,8 @@ SAME_INPUT = (
     ("ffn_up_exps.weight", "ffn_gate_up_exps.weight"),
     ("ffn_gate_up_exps.weight", "ffn_gate_exps.weight"),
 )
+
+F32 = type_info("f32").id
 
 Floats = NDArray[np.float32]
 
@@ -62,16 +63,19 @@ class Importance:
             with path.open("rb") as file:
                 is_gguf = file.read(4) == b"GGUF"
             if is_gguf:
-                with _native.File(path) as gguf:
+                with File(path) as gguf:
                     self._read_gguf(gguf)
             else:
                 self._read_dat(path.read_bytes())
-        except EngineError as error:
-            raise ConvertError(f"{path}: {error}") from error
+        except FileAccessError:
+            raise
         except OSError as error:
-            raise from_os_error(error, "reading") from error
+            raise FileAccessError(f"{path}: reading failed: {reason_of(error)}") from error
+        except ModelFileError as error:
+            named = str(path) in str(error)
+            raise error if named else ModelFileError(f"{path}: {error}") from error
         if not self._tensors:
-            raise ConvertError(f"{path}: has no importance matrix (tensors named *{SUMS})")
+            raise ModelFileError(f"{path}: has no importance matrix (tensors named *{SUMS})")
 
     def __len__(self) -> int:
         return len(self._tensors)
@@ -79,7 +83,7 @@ class Importance:
     def of(self, name: str, n_matrices: int, n_cols: int) -> Floats | None:
         """(n_matrices, n_cols) mean squares for a tensor; None where the file says nothing of it.
 
-        ConvertError where it was made for a model of another size.
+        ModelFileError where it was made for a model of another size.
         """
         found = self._tensors.get(name)
         for suffix, other in SAME_INPUT:
@@ -90,14 +94,14 @@ class Importance:
         sums, counts = found
         n_counts = n_matrices if counts is None else len(counts)
         if sums.size != n_matrices * n_cols or n_counts != n_matrices:
-            raise ConvertError(
+            raise ModelFileError(
                 f"{self.path}: {name} has {sums.size} values for {n_counts} matrices; the model "
                 f"needs {n_matrices} x {n_cols}: it was made for another model"
             )
         sums = sums.reshape(n_matrices, n_cols)
         return sums if counts is None else means(sums, counts)
 
-    def _read_gguf(self, file: _native.File) -> None:
+    def _read_gguf(self, file: File) -> None:
         tensors = {tensor.name: tensor for tensor in file.tensors}
         keys = file.keys
         named = keys.get("imatrix.datasets", [])
@@ -110,8 +114,8 @@ class Importance:
                 continue
             base = name.removesuffix(SUMS)
             counted = tensors.get(base + COUNTS)
-            if counted is None or {tensor.type.id, counted.type.id} != {int(Type.F32)}:
-                raise ConvertError(f"{self.path}: {name} needs {base}{COUNTS}, both in f32")
+            if counted is None or {tensor.type.id, counted.type.id} != {F32}:
+                raise ModelFileError(f"{self.path}: {name} needs {base}{COUNTS}, both in f32")
             # Copied, because the file is closed before they are used.
             sums = np.frombuffer(tensor.data, np.float32).reshape(-1, tensor.n_cols).copy()
             counts = np.frombuffer(counted.data, np.float32).copy()
@@ -124,7 +128,7 @@ class Importance:
         n_entries = reader.int32()
         # An entry is at least a name of one byte, two numbers and a value.
         if not 1 <= n_entries <= len(data) // 17:
-            raise ConvertError(
+            raise ModelFileError(
                 f"{self.path}: no importance matrix: it begins neither like a GGUF file nor like "
                 f"one of llama.cpp's older .dat files"
             )
@@ -141,7 +145,7 @@ class Importance:
     def _check_values(self, name: str, *arrays: Floats) -> None:
         for values in arrays:
             if not np.all(np.isfinite(values) & (values >= 0)):
-                raise ConvertError(f"{self.path}: {name} has negative or infinite values")
+                raise ModelFileError(f"{self.path}: {name} has negative or infinite values")
 
 
 def means(sums: NDArray[np.floating], counts: NDArray[np.number]) -> Floats:
@@ -158,7 +162,7 @@ def means(sums: NDArray[np.floating], counts: NDArray[np.number]) -> Floats:
 
 
 class _Reader:
-    """The bytes of a `.dat` in turn; ConvertError where they end too early."""
+    """The bytes of a `.dat` in turn; ModelFileError where they end too early."""
 
     def __init__(self, data: bytes, path: Path) -> None:
         self._data, self._path, self._at = data, path, 0
@@ -169,7 +173,7 @@ class _Reader:
 
     def take(self, n: int) -> bytes:
         if not 0 <= n <= len(self._data) - self._at:
-            raise ConvertError(
+            raise ModelFileError(
                 f"{self._path}: damaged: at byte {self._at} a length of {n} is given, but "
                 f"{len(self._data) - self._at} bytes are left"
             )
@@ -194,27 +198,27 @@ def save_importance(
     """Writes an importance matrix: a `.dat` where the name ends so, else a GGUF file.
 
     Tensors that nothing met are left out. The file appears under its name only when it is whole.
-    ConvertError where it cannot be written, or nothing was collected, or what is not finite.
+    FileAccessError where it cannot be written, Error where nothing was collected, or what is not
+    finite.
     """
     met = {name: a for name, a in sorted(collected.items()) if a.counts.sum() > 0}
     if not met:
-        raise ConvertError(f"{path}: nothing was collected to write")
+        raise Error(f"{path}: nothing was collected to write")
     for name, activations in met.items():
         if not np.isfinite(activations.sums).all():
-            raise ConvertError(f"{path}: what met {name} is not finite: the model is damaged")
-    partial = path.with_name(f".{path.name}.partial")
+            raise Error(f"{path}: what met {name} is not finite: the model is damaged")
     try:
-        if path.suffix == ".dat":
-            partial.write_bytes(_dat(met, dataset, chunk_count))
-        else:
-            _write_gguf(partial, met, [dataset], chunk_count, chunk_size)
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with NewFile(path, replace=True) as file:
+            if path.suffix == ".dat":
+                with os.fdopen(os.dup(file.fd), "wb") as stream:
+                    stream.write(_dat(met, dataset, chunk_count))
+            else:
+                _write_gguf(file.hidden, met, [dataset], chunk_count, chunk_size)
+            file.commit()
+    except FileAccessError:
+        raise
     except OSError as error:
-        raise from_os_error(error, "writing") from error
-    finally:
-        partial.unlink(missing_ok=True)
+        raise FileAccessError(f"{path}: writing failed: {reason_of(error)}") from error
 
 
 def _write_gguf(

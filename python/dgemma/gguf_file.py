@@ -1,0 +1,6 @@
+"""GGUF files, checked and mapped read-only: metadata as Python values, tensors as views."""
+
+from ._native.file import File, Keys
+from .values import Tensor
+
+__all__ = ["File", "Keys", "Tensor"]
