@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.metadata import EntryPoint
 from typing import Any
 
@@ -23,7 +24,7 @@ def test_a_plugin_that_does_not_load_is_one_line(
     def found(group: str) -> list[Any]:
         return [EntryPoint("broken", "dgemma_nowhere:add", group)]
 
-    monkeypatch.setattr("dgemma.cli.main.entry_points", found)
+    monkeypatch.setattr(sys.modules["dgemma.cli.main"], "entry_points", found)
     with pytest.raises(SystemExit) as done:
         command(["--version"])
     assert done.value.code == 0

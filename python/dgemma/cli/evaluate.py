@@ -14,6 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from .. import evaluation
 from ..evaluation.evaluate import (
     LEVELS,
     Predictions,
@@ -28,7 +29,7 @@ from ..evaluation.plot import Series, chart
 from ..model import DiffusionGemma
 from .shared import Subparsers, add_model_options, load_model
 
-TEXT = Path(__file__).parents[1] / "evaluation.txt"  # what is looked at unless -f says otherwise
+TEXT = Path(evaluation.__file__).with_name("evaluation.txt")  # unless -f says otherwise
 
 
 def add_parser(commands: Subparsers) -> None:
