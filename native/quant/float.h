@@ -77,10 +77,10 @@ static inline uint16_t dg_f32_to_bf16(float x) {
 #define DG_E4M3_MAX 448.0f
 #define DG_E4M3_MAX_CODE 0x7e
 
-/* The sign bit is ignored, and NaN reads as zero, as other readers of NVFP4 blocks have it. */
+/* The sign bit is ignored, and NaN reads as zero with either sign, as in all kernels. */
 static inline float dg_e4m3_to_f32(uint8_t code) {
     uint32_t magnitude = code & 0x7f;
-    if (code == 0x7f) return 0.0f;
+    if (magnitude == 0x7f) return 0.0f;
     /* As for binary16: shifted into float32's fields the value is too small by 2^(127 − 7). */
     return dg_float_from_bits(magnitude << 20) * 0x1p120f;
 }
