@@ -18,7 +18,10 @@ C_ORDER = ("include", "base", "quant", "gguf", "model", "device", "cpu", "cuda",
 # import each other.
 PYTHON_ORDER = (
     ("errors", "values"),
+    ("files", "tensor_kinds"),
     ("_native",),
+    ("gguf_file", "quants"),
+    ("importance",),
     ("hub",),
     ("tokenizer",),
     ("tools",),

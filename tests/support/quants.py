@@ -30,6 +30,12 @@ def sizes(name: str) -> tuple[int, int]:
 
 def gguf_decoded(name: str, data: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     rows = np.ascontiguousarray(data).view(np.uint8).reshape(shape[0], -1)
+    if name == "nvfp4":
+        # No number with a sign is none either: ours reads 0xff as 0x7f, the package as 480.
+        blocks = rows.reshape(-1, 36).copy()
+        scales = blocks[:, :4]
+        scales[scales == 0xFF] = 0x7F
+        rows = blocks.reshape(shape[0], -1)
     with np.errstate(all="ignore"):
         return gguf.quants.dequantize(rows, gguf_type(name)).astype(np.float32).reshape(shape)
 
