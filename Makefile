@@ -8,7 +8,11 @@ SOURCES := $(shell find native python convert -type f -not -name '*.so' -not -pa
            CMakeLists.txt pyproject.toml
 TINY   := build/tiny-Q4_0.gguf
 
-.PHONY: cuda cuda-all demo test test-interchange bench fuzz lint sanitize clean
+# Processes that share the tests: one for each core.
+JOBS   ?= $(shell getconf _NPROCESSORS_ONLN)
+C_SOURCES = $(shell find native tests bench examples -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cpp')
+
+.PHONY: cuda cuda-all demo test test-cuda test-interchange bench fuzz lint sanitize clean
 
 demo: $(TINY)
 	@$(BIN)/dgemma generate -m $(TINY) --chat --live --seed 1 -p "What is the capital of France?"
@@ -16,13 +20,13 @@ demo: $(TINY)
 	@$(BIN)/dgemma generate -m $(TINY) --chat --live --seed 1 -p "Repeat: the red fox sees a bell near the lake."
 
 test: lint $(VENV)/tests-installed
-	$(BIN)/python -m pytest -q tests -m "not thorough"
+	$(BIN)/python -m pytest -q tests -m "not thorough" -n $(JOBS) --dist loadfile
 	$(MAKE) sanitize
 	@if command -v nvcc >/dev/null; then $(MAKE) cuda; else echo "no nvcc: the CUDA backend is not compiled"; fi
 
 # All cases of the CUDA backend in an emulation of the device; `make test` runs some of them.
 test-cuda: $(VENV)/tests-installed
-	$(BIN)/python -m pytest -q tests/cuda
+	$(BIN)/python -m pytest -q tests/cuda -n $(JOBS) --dist worksteal
 
 # The same files in llama.cpp, through a package that compiles it: minutes, and apart for that reason.
 test-interchange: $(VENV)/tests-installed
@@ -37,7 +41,8 @@ sanitize: $(VENV)/tests-installed $(TINY)
 
 lint: $(VENV)/tests-installed
 	$(BIN)/ruff check .
-	$(BIN)/mypy --strict python/dgemma convert/dgemma_convert
+	$(BIN)/clang-format --dry-run --Werror $(C_SOURCES)
+	$(BIN)/mypy --strict
 
 bench: $(TINY)
 	$(BIN)/dgemma bench -m $(TINY)

@@ -23,21 +23,28 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this run that all its workers see: what is dear is made there once (`once`)."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
 def tiny() -> Path:
     """The trained checkpoint that the repository carries."""
     return REPOSITORY / "models" / "tiny"
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def checkpoint(shared: Path) -> Callable[[str], Path]:
     """Folder of a random checkpoint, by the name of its spec in checkpoints.py."""
+    from support.build import once
     from support.checkpoints import CALM, SPECS, make_checkpoint
 
-    @functools.cache
-    def folder(name: str) -> Path:
-        return make_checkpoint(tmp_path_factory.mktemp(name), {**SPECS, **CALM}[name])
-
-    return folder
+    specs = {**SPECS, **CALM}
+    return lambda name: once(
+        shared / "checkpoints" / name, lambda folder: make_checkpoint(folder, specs[name])
+    )
 
 
 @pytest.fixture(scope="session")
@@ -57,31 +64,39 @@ def reference(checkpoint: Callable[[str], Path]) -> Callable[[str], object]:
 
 
 @pytest.fixture(scope="session")
-def gguf_file(
-    checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., Path]:
+def gguf_file(checkpoint: Callable[[str], Path], shared: Path) -> Callable[..., Path]:
     """A spec's checkpoint converted to GGUF: `gguf_file(name, outtype="f32")`."""
     from dgemma_convert import convert
-
-    folder = tmp_path_factory.mktemp("gguf")
+    from support.build import once
 
     def converted(name: str, outtype: str = "f32") -> Path:
-        path = folder / f"{name}-{outtype}.gguf"
-        if not path.exists():
-            convert(checkpoint(name), path, outtype, progress=False)
-        return path
+        return once(
+            shared / "gguf" / f"{name}-{outtype}.gguf",
+            lambda path: convert(checkpoint(name), path, outtype, progress=False),
+        )
 
     return converted
 
 
 @pytest.fixture(scope="session")
-def tiny_gguf(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """models/tiny as a Q8_0 file: small enough to open many times, exact enough to answer."""
+def tiny_file(tiny: Path, shared: Path) -> Callable[[str], Path]:
+    """models/tiny as a file of the named type."""
     from dgemma_convert import convert
+    from support.build import once
 
-    path = tmp_path_factory.mktemp("tiny") / "tiny-Q8_0.gguf"
-    convert(tiny, path, "q8_0", progress=False)
-    return path
+    def converted(outtype: str) -> Path:
+        return once(
+            shared / "tiny" / f"tiny-{outtype.upper()}.gguf",
+            lambda path: convert(tiny, path, outtype, progress=False),
+        )
+
+    return converted
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tiny_file: Callable[[str], Path]) -> Path:
+    """models/tiny as a Q8_0 file: small enough to open many times, exact enough to answer."""
+    return tiny_file("q8_0")
 
 
 @pytest.fixture(scope="module")

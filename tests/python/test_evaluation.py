@@ -38,12 +38,8 @@ TURN = "<bos><|turn>user\n{}<turn|>\n<|turn>model\n<|channel>thought\n<channel|>
 
 
 @pytest.fixture(scope="module")
-def q4_0(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from dgemma_convert import convert
-
-    path = tmp_path_factory.mktemp("tiny") / "tiny-Q4_0.gguf"
-    convert(tiny, path, "q4_0", progress=False)
-    return path
+def q4_0(tiny_file: Callable[[str], Path]) -> Path:
+    return tiny_file("q4_0")
 
 
 def run(capsys: Any, *arguments: object) -> dict[str, Any]:

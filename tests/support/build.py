@@ -1,11 +1,12 @@
-"""Native programs and libraries of the tests, built once: by whichever worker asks first."""
+"""What tests share is made once, by whichever worker asks first: programs, libraries, files."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,18 +21,30 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def cmake(
-    name: str, *targets: str, options: tuple[str, ...] = (), source: Path = ROOT
-) -> Path:
+def once(path: Path, make: Callable[[Path], object]) -> Path:
+    """`path`, a file or a folder, which `make` writes where nobody has yet.
+
+    It is written beside and renamed: what is there is whole.
+    """
+    with locked(path):
+        if not path.exists():
+            unfinished = path.with_name(f"unfinished-{path.name}")
+            make(unfinished)
+            unfinished.rename(path)
+    return path
+
+
+def cmake(name: str, *targets: str, options: tuple[str, ...] = (), source: Path = ROOT) -> Path:
     """Builds `targets` of the project in `source` in build/`name`, and returns that folder."""
     folder = ROOT / "build" / name
     if source == ROOT:
         options = ("-DDGEMMA_TESTS=ON", *options)
+    commands: tuple[list[str | Path], ...] = (
+        ["cmake", "-S", source, "-B", folder, *options],
+        ["cmake", "--build", folder, "--parallel", str(os.cpu_count()), "--target", *targets],
+    )
     with locked(folder):
-        for command in (
-            ["cmake", "-S", source, "-B", folder, *options],
-            ["cmake", "--build", folder, "--parallel", "2", "--target", *targets],
-        ):
+        for command in commands:
             done = subprocess.run(command, capture_output=True, text=True)
             assert done.returncode == 0, done.stdout + done.stderr
     return folder

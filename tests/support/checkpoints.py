@@ -114,19 +114,19 @@ CALM = {
 def text_config(spec: Spec) -> DiffusionGemmaTextConfig:
     """The reference's configuration of `spec`."""
     kinds = {"s": "sliding_attention", "f": "full_attention"}
-    return DiffusionGemmaTextConfig(
-        vocab_size=spec.vocab,
-        hidden_size=spec.hidden,
-        intermediate_size=spec.mlp,
-        num_hidden_layers=len(spec.layers),
-        num_attention_heads=spec.heads,
-        num_key_value_heads=spec.kv_heads,
-        head_dim=spec.head_dim,
-        global_head_dim=spec.full_head_dim,
-        num_global_key_value_heads=spec.full_kv_heads,
-        max_position_embeddings=4096,
-        rms_norm_eps=spec.eps,
-        rope_parameters={
+    values: dict[str, Any] = {
+        "vocab_size": spec.vocab,
+        "hidden_size": spec.hidden,
+        "intermediate_size": spec.mlp,
+        "num_hidden_layers": len(spec.layers),
+        "num_attention_heads": spec.heads,
+        "num_key_value_heads": spec.kv_heads,
+        "head_dim": spec.head_dim,
+        "global_head_dim": spec.full_head_dim,
+        "num_global_key_value_heads": spec.full_kv_heads,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": spec.eps,
+        "rope_parameters": {
             "sliding_attention": {"rope_type": "default", "rope_theta": spec.theta},
             "full_attention": {
                 "rope_type": "proportional",
@@ -134,16 +134,17 @@ def text_config(spec: Spec) -> DiffusionGemmaTextConfig:
                 "partial_rotary_factor": spec.rotary,
             },
         },
-        sliding_window=spec.window,
-        layer_types=[kinds[kind] for kind in spec.layers],
-        final_logit_softcapping=spec.softcap,
-        num_experts=spec.experts,
-        top_k_experts=spec.top_k,
-        moe_intermediate_size=spec.expert_mlp,
-        pad_token_id=PAD,
-        bos_token_id=BOS,
-        eos_token_id=EOS,
-    )
+        "sliding_window": spec.window,
+        "layer_types": [kinds[kind] for kind in spec.layers],
+        "final_logit_softcapping": spec.softcap,
+        "num_experts": spec.experts,
+        "top_k_experts": spec.top_k,
+        "moe_intermediate_size": spec.expert_mlp,
+        "pad_token_id": PAD,
+        "bos_token_id": BOS,
+        "eos_token_id": EOS,
+    }
+    return DiffusionGemmaTextConfig(**values)
 
 
 def random_model(spec: Spec) -> DiffusionGemmaForBlockDiffusion:
@@ -152,13 +153,16 @@ def random_model(spec: Spec) -> DiffusionGemmaForBlockDiffusion:
         hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1,
         num_key_value_heads=1, head_dim=16, patch_size=2, position_embedding_size=4,
     )  # fmt: skip
+    implementations: dict[str, Any] = {
+        "attn_implementation": "eager",
+        "experts_implementation": "eager",
+    }
     config = DiffusionGemmaConfig(
         text_config=text_config(spec).to_dict(),
         vision_config=vision.to_dict(),
         canvas_length=spec.canvas,
         image_token_id=spec.vocab - 1,
-        attn_implementation="eager",
-        experts_implementation="eager",
+        **implementations,
     )
     torch.manual_seed(spec.seed)
     model = DiffusionGemmaForBlockDiffusion(config).eval()
@@ -196,7 +200,8 @@ def _draw(name: str, shape: torch.Size, spec: Spec, generator: torch.Generator) 
 
 def make_checkpoint(folder: Path, spec: Spec) -> Path:
     """Writes a checkpoint of `spec` with tokenizer and generation defaults; returns `folder`."""
-    model = random_model(spec).to(spec.dtype)
+    model = random_model(spec)
+    torch.nn.Module.to(model, spec.dtype)
     model.save_pretrained(folder, max_shard_size=spec.max_shard_size)
     _rewrite(folder / "config.json", lambda config: _configure(config, spec))
     (folder / "generation_config.json").write_text(

@@ -137,7 +137,7 @@ class Output:
     def __init__(self, *shape: int, dtype: type = np.float32) -> None:
         self.shape = shape
         self.size = int(np.prod(shape))
-        self.memory = np.full(self.size + 2 * GUARD, -777, dtype)
+        self.memory: np.ndarray = np.full(self.size + 2 * GUARD, -777, dtype)
         self.pointer = ctypes.c_void_p(self.memory[GUARD:].ctypes.data)
 
     def read(self) -> np.ndarray:

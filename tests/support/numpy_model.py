@@ -94,8 +94,8 @@ class NumpyModel:
         b = f"blk.{layer}."
         h = self.rms(x, b + "attn_norm")
         q = self.linear(h, b + "attn_q").reshape(len(x), -1, self.head_dim[layer])
-        k = self.linear(h, b + "attn_k").reshape(len(x), -1, self.head_dim[layer])
-        v = k
+        k: F64 = self.linear(h, b + "attn_k").reshape(len(x), -1, self.head_dim[layer])
+        v: F64 = k
         if self.sliding[layer]:
             v = self.linear(h, b + "attn_v").reshape(k.shape)
         q = self.rope(self.rms(q, b + "attn_q_norm"), layer)
