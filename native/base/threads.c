@@ -19,7 +19,6 @@
 #include "base/machine.h"
 
 #define SPIN_NS 100000 /* longer than the gaps within a forward pass; a wake-up takes about half of it */
-#define MAX_THREADS 1024
 
 struct dg_pool {
     int n_threads;
@@ -144,9 +143,9 @@ bool dg_thread_start(pthread_t *thread, void *(*run)(void *), void *argument) {
 
 dg_status dg_pool_create(int n_threads, dg_pool **out, dg_error *error) {
     *out = NULL;
-    if (n_threads < 0 || n_threads > MAX_THREADS)
+    if (n_threads < 0 || n_threads > DG_MAX_THREADS)
         return dg_fail(error, DG_ERROR_ARGUMENT, "n_threads is %d; expected 0 (one a physical core) to %d", n_threads,
-                       MAX_THREADS);
+                       DG_MAX_THREADS);
     if (n_threads == 0) n_threads = dg_physical_cores();
     dg_pool *pool = calloc(1, sizeof *pool);
     pthread_t *threads = calloc((size_t)n_threads, sizeof *threads);

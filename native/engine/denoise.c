@@ -6,21 +6,18 @@
 
 #include "base/error.h"
 
-#define MAX_DENOISING_STEPS 100000
-#define MAX_STABILITY_THRESHOLD 64
-
 dg_status dg_sampling_check(const dg_sampling *s, dg_error *error) {
-    if (s->max_denoising_steps < 1 || s->max_denoising_steps > MAX_DENOISING_STEPS)
+    if (s->max_denoising_steps < 1 || s->max_denoising_steps > DG_MAX_DENOISING_STEPS)
         return dg_fail(error, DG_ERROR_ARGUMENT, "max_denoising_steps is %d; expected 1 to %d", s->max_denoising_steps,
-                       MAX_DENOISING_STEPS);
+                       DG_MAX_DENOISING_STEPS);
     if (!(s->t_min > 0) || !(s->t_max >= s->t_min) || !isfinite(s->t_max))
         return dg_fail(error, DG_ERROR_ARGUMENT, "t_min is %g and t_max is %g; expected 0 < t_min <= t_max", s->t_min,
                        s->t_max);
     if (!(s->entropy_bound > 0))
         return dg_fail(error, DG_ERROR_ARGUMENT, "entropy_bound is %g; expected more than 0 nats", s->entropy_bound);
-    if (s->stability_threshold < 0 || s->stability_threshold > MAX_STABILITY_THRESHOLD)
+    if (s->stability_threshold < 0 || s->stability_threshold > DG_MAX_STABILITY_THRESHOLD)
         return dg_fail(error, DG_ERROR_ARGUMENT, "stability_threshold is %d; expected 0 to %d", s->stability_threshold,
-                       MAX_STABILITY_THRESHOLD);
+                       DG_MAX_STABILITY_THRESHOLD);
     if (!(s->confidence_threshold > 0))
         return dg_fail(error, DG_ERROR_ARGUMENT, "confidence_threshold is %g; expected more than 0 nats",
                        s->confidence_threshold);

@@ -50,6 +50,9 @@ typedef struct dg_error {
 
 const char *dg_version(void); /* "major.minor.patch" */
 
+/* Bounds of options, for programs that check before they call. */
+enum { DG_MAX_THREADS = 1024, DG_MAX_DENOISING_STEPS = 100000, DG_MAX_STABILITY_THRESHOLD = 64 };
+
 /* ---- Tensor types, encoding and decoding -------------------------------------------------------------------- */
 
 /* The numbers are GGUF's. */
@@ -182,10 +185,10 @@ typedef struct dg_model_params {
 dg_model_params dg_model_params_default(void);
 
 typedef struct dg_sampling {
-    int32_t max_denoising_steps; /* ≥ 1 */
+    int32_t max_denoising_steps; /* ≥ 1, ≤ DG_MAX_DENOISING_STEPS */
     float t_min, t_max;          /* temperature at the last and the first step; 0 < t_min ≤ t_max */
     float entropy_bound;         /* nats; > 0 */
-    int32_t stability_threshold; /* steps that the draft must stay the same; ≥ 0, ≤ 64 */
+    int32_t stability_threshold; /* steps that the draft must stay the same; ≥ 0, ≤ DG_MAX_STABILITY_THRESHOLD */
     float confidence_threshold;  /* nats; the mean entropy must fall below it; > 0 */
 } dg_sampling;
 

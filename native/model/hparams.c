@@ -79,7 +79,8 @@ static dg_status read_sampling(const dg_file *file, dg_sampling *s, dg_error *er
                        .stability_threshold = 1,
                        .confidence_threshold = 0.005f};
     if (has(file, "diffusion.eb_max_steps"))
-        DG_TRY(dg_file_get_i32(file, "diffusion.eb_max_steps", 1, 100000, &s->max_denoising_steps, error));
+        DG_TRY(
+            dg_file_get_i32(file, "diffusion.eb_max_steps", 1, DG_MAX_DENOISING_STEPS, &s->max_denoising_steps, error));
     if (has(file, "diffusion.eb_t_min"))
         DG_TRY(dg_file_get_f32(file, "diffusion.eb_t_min", 1e-6f, 1e6f, &s->t_min, error));
     if (has(file, "diffusion.eb_t_max"))
@@ -87,7 +88,8 @@ static dg_status read_sampling(const dg_file *file, dg_sampling *s, dg_error *er
     if (has(file, "diffusion.eb_entropy_bound"))
         DG_TRY(dg_file_get_f32(file, "diffusion.eb_entropy_bound", 1e-12f, 1e12f, &s->entropy_bound, error));
     if (has(file, "diffusion.eb_stability_threshold"))
-        DG_TRY(dg_file_get_i32(file, "diffusion.eb_stability_threshold", 0, 64, &s->stability_threshold, error));
+        DG_TRY(dg_file_get_i32(file, "diffusion.eb_stability_threshold", 0, DG_MAX_STABILITY_THRESHOLD,
+                               &s->stability_threshold, error));
     if (has(file, "diffusion.eb_confidence_threshold"))
         DG_TRY(
             dg_file_get_f32(file, "diffusion.eb_confidence_threshold", 1e-12f, 1e12f, &s->confidence_threshold, error));

@@ -12,11 +12,13 @@ from .errors import (
     ContextLengthError,
     Error,
     FileAccessError,
+    IgnoredOptionWarning,
     ModelFileError,
+    OptionError,
     OutOfMemoryError,
     ResponseFormatError,
 )
-from .generation.generate import Commit, Draft, Generated, Stats
+from .generation.events import Commit, Draft, Generated, Stats
 from .model import DiffusionGemma
 from .values import CanvasNoise, Memory, ModelInfo, Recorded, Sampling
 
@@ -35,9 +37,11 @@ __all__ = [
     "File",
     "FileAccessError",
     "Generated",
+    "IgnoredOptionWarning",
     "Memory",
     "ModelFileError",
     "ModelInfo",
+    "OptionError",
     "OutOfMemoryError",
     "Recorded",
     "ResponseFormatError",

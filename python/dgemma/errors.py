@@ -1,5 +1,7 @@
 """What can go wrong, as types. Wrong arguments are `ValueError` and `TypeError`, as everywhere."""
 
+from __future__ import annotations
+
 
 class Error(Exception):
     """Base of all errors of this package; its text says what was wrong and what to do."""
@@ -35,3 +37,30 @@ class ChatTemplateError(Error, ValueError):
 
 class ResponseFormatError(Error):
     """The answer could not be brought into the form that was asked for."""
+
+
+class OptionError(Error):
+    """An argument or a field of a request is wrong.
+
+    `param` is its name, where one is to blame; `code` says how, in the words of the OpenAI API.
+    """
+
+    def __init__(self, message: str, *, param: str | None = None, code: str = "invalid_value"):
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
+class OptionValueError(OptionError, ValueError):
+    """The value is out of its range, or asks for something that is not here."""
+
+
+class OptionTypeError(OptionError, TypeError):
+    """The value is of the wrong type, or nothing has that name."""
+
+    def __init__(self, message: str, *, param: str | None = None, code: str = "invalid_type"):
+        super().__init__(message, param=param, code=code)
+
+
+class IgnoredOptionWarning(UserWarning):
+    """An option was given that changes nothing here."""

@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
+import warnings
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from . import hub
-from ._native import Model, Session
-from .chat.template import ChatTemplate, Message
-from .compat.completions import ChatCompletion, Completion, JsonObject
+from ._native import MAX_THREADS, Model, Session
+from .chat.template import ChatTemplate
+from .compat.llama import LlamaMethods
 from .compat.llama_arguments import check_constructor
-from .errors import ModelFileError
-from .generation.generate import Answer, Commit, Draft, Generated
+from .compat.requests import AnswerOptions, accept, warn_once
+from .errors import ModelFileError, OptionTypeError, OptionValueError
+from .generation.choices import Choices
+from .generation.events import Commit, Draft, Generated
+from .generation.generate import Answer
 from .generation.options import make_options
+from .generation.structured import Form
+from .progress import progress_bar
 from .tokenizer import Tokenizer
-from .values import GpuPlan, Memory, ModelInfo
+from .values import GpuPlan, Ids, Memory, ModelInfo
 
-Prompt = str | Sequence[int]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._native import SessionParams
+    from .compat.llama_arguments import LlamaArguments
+
+Prompt: TypeAlias = str | Ids
 
 
-class DiffusionGemma:
+class DiffusionGemma(LlamaMethods):
     """A loaded model with one conversation's cache; more of these come from `session`.
 
     Args:
@@ -37,10 +48,11 @@ class DiffusionGemma:
         type_k, type_v: type of the cache: "f32", "f16", "bf16" or "q8_0".
         use_mmap: False reads the file into memory.
         seed: for every answer that names none; None: a new one each time.
+        strict: arguments and options without effect are errors, not warnings.
         verbose: show the progress of loading on standard error.
 
-    The other arguments of llama-cpp-python's `Llama` are taken where they change nothing, and
-    refused with a reason where they ask for something that is not here.
+    The other arguments of llama-cpp-python's `Llama` are known: what changes nothing here is named
+    once in a warning, and what would make answers other than they seem is refused with a reason.
 
     Errors: ModelFileError, OutOfMemoryError, BackendError, FileAccessError, ValueError.
 
@@ -62,36 +74,47 @@ class DiffusionGemma:
         type_v: int | str | None = "f16",
         use_mmap: bool = True,
         seed: int | None = None,
+        strict: bool = False,
         verbose: bool = False,
-        **others: Any,
+        **others: Unpack[LlamaArguments],
     ) -> None:
-        check_constructor(others)
+        self.strict = strict
+        warn_once(check_constructor(others, strict=strict), stacklevel=3)
+        self.chat_handler = others.get("chat_handler")
+        self.chat_format = others.get("chat_format")
         if isinstance(n_gpu_layers, str) and n_gpu_layers != "auto":
-            raise ValueError(f'n_gpu_layers is {n_gpu_layers!r}: expected "auto" or a number')
+            raise OptionValueError(
+                f'n_gpu_layers is {n_gpu_layers!r}: expected "auto" or a number',
+                param="n_gpu_layers",
+            )
+        if not 0 <= (n_threads or 0) <= MAX_THREADS:
+            raise OptionValueError(
+                f"n_threads is {n_threads}: expected at most {MAX_THREADS}, or 0 for one a "
+                "physical core",
+                param="n_threads",
+            )
         self.model_path = os.fspath(model_path)
+        self.verbose = verbose
         self.set_seed(seed)
-        self._params: dict[str, Any] = {
+        self._params: SessionParams = {
             "n_ctx": n_ctx,
             "n_batch": n_batch,
             "n_threads": n_threads or 0,
             "type_k": "f16" if type_k is None else type_k,
             "type_v": "f16" if type_v is None else type_v,
         }
-        progress = hub.progress_bar("loading") if verbose else None
-        try:
+        with progress_bar("loading", enabled=verbose) as progress:
             self._model = Model(
                 model_path,
                 backend=backend,
                 n_gpu_layers=-1 if isinstance(n_gpu_layers, str) else n_gpu_layers,
                 n_cpu_moe=n_cpu_moe,
                 use_mmap=use_mmap,
-                progress=progress,
+                progress=progress.share,
                 session=self._params,
             )
-        finally:
-            if progress is not None:
-                progress(1.0)  # takes the bar away
         self.info: ModelInfo = self._model.info
+        self._warn_of_unused_gpu(n_gpu_layers, n_cpu_moe)
         self.sampling = self.info.sampling  # of answers that do not say otherwise
         self._params["n_ctx"] = min(n_ctx, self.info.context_length) if n_ctx > 0 else n_ctx
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
@@ -100,22 +123,44 @@ class DiffusionGemma:
         self._template: ChatTemplate | None = None
         self._session = self.session()
 
+    def _warn_of_unused_gpu(self, n_gpu_layers: int | str, n_cpu_moe: int) -> None:
+        asked = isinstance(n_gpu_layers, int) and n_gpu_layers != 0
+        if self.info.backend != "cpu" or not (asked or n_cpu_moe):
+            return
+        what = f"n_gpu_layers={n_gpu_layers}" if asked else f"n_cpu_moe={n_cpu_moe}"
+        reason = (
+            self.info.backend_note
+            or 'the CPU was asked for, or no GPU is there (see "dgemma doctor")'
+        )
+        warnings.warn(f"{what} has no effect: {reason}", RuntimeWarning, stacklevel=3)
+
     @classmethod
     def from_pretrained(
         cls,
         repo_id: str,
-        filename: str = "*.gguf",
+        filename: str | None = None,
+        additional_files: Sequence[str] | None = None,
         *,
         local_dir: str | os.PathLike[str] | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
+        revision: str | None = None,
         **kwargs: Any,
     ) -> DiffusionGemma:
         """Downloads a file of a Hugging Face repository, or finds it in the cache, and loads it.
 
-        `filename` may be a pattern such as "*Q4_K_M.gguf"; of a file in shards, all are fetched.
+        `filename` may be a pattern such as "*Q4_K_M.gguf"; where several files fit it, ValueError
+        lists them. Of a file in shards, all are fetched. `additional_files` are fetched beside it.
         Needs the extra `hub`. The other arguments are those of the class.
         """
-        return cls(hub.download(repo_id, filename, local_dir, cache_dir), **kwargs)
+        path = hub.download(
+            repo_id,
+            filename or "*.gguf",
+            local_dir=local_dir,
+            cache_dir=cache_dir,
+            revision=revision,
+            additional_files=additional_files or (),
+        )
+        return cls(path, **kwargs)
 
     # ---- Text and tokens -------------------------------------------------------------------------
 
@@ -146,82 +191,58 @@ class DiffusionGemma:
         """The file's metadata, decoded as it is asked for."""
         return self._model.file.keys
 
-    def tokenize(self, text: bytes | str, add_bos: bool = True, special: bool = False) -> list[int]:
-        """Token ids of a text; `special`: control tokens that are spelled out are recognised."""
-        decoded = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
-        return self.tokenizer.encode(
-            decoded, add_bos=add_bos and self.tokenizer.add_bos, special=special
-        )
-
-    def detokenize(
-        self, tokens: Iterable[int], prev_tokens: Iterable[int] | None = None, special: bool = False
-    ) -> bytes:
-        """The bytes that tokens stand for; `special`: control tokens are spelled out.
-
-        `prev_tokens` is there for llama-cpp-python's sake: the text does not depend on them.
-        """
-        pieces = (self.tokenizer.token_bytes(int(t), special=special) for t in tokens)
-        return b"".join(pieces)
-
-    def n_ctx(self) -> int:
-        """Tokens of context, the canvas included."""
-        return self._session.n_ctx
-
-    def n_vocab(self) -> int:
-        """Tokens of the vocabulary."""
-        return self.info.n_vocab
-
-    def n_embd(self) -> int:
-        """Width of the residual stream."""
-        return self.info.n_embd
-
-    def token_bos(self) -> int:
-        """Id of the begin token; -1 where there is none."""
-        return -1 if self.tokenizer.bos is None else self.tokenizer.bos
-
-    def token_eos(self) -> int:
-        """Id of the first of the tokens that end an answer."""
-        return self.info.end_tokens[0]
-
     # ---- Answers ---------------------------------------------------------------------------------
 
-    def generate(
-        self, prompt: Prompt, *, max_tokens: int | None = None, **options: Any
-    ) -> Generated:
+    def generate(self, prompt: Prompt, **options: Unpack[AnswerOptions]) -> Generated:
         """Continues a prompt, a text or token ids, and returns the whole answer.
 
-        Options: `seed`, `stop`, `temperature`, the fields of `Sampling`, `noise` (recorded draws),
-        `pinned` and `start` (see `Options`), and `session`, another one than the model's own.
+        Options without a meaning for a canvas (`top_p` and its like) are named once in a warning.
         """
-        answer = self.answer(prompt, max_tokens=max_tokens, **options)
+        answer = self.answer(prompt, **options)
         for _ in answer:
             pass
         return answer.result
 
-    def stream(
-        self, prompt: Prompt, *, max_tokens: int | None = None, **options: Any
-    ) -> Iterator[Draft | Commit]:
-        """Continues a prompt: a Draft after every denoising step, a Commit after every canvas."""
-        return iter(self.answer(prompt, max_tokens=max_tokens, **options))
+    def stream(self, prompt: Prompt, **options: Unpack[AnswerOptions]) -> Iterator[Draft | Commit]:
+        """Continues a prompt: a Draft after every denoising step, a Commit after every canvas.
 
-    def answer(
+        A stream that is left half-read ends where another answer is asked of its session.
+        """
+        return iter(self.answer(prompt, **options))
+
+    def answer(self, prompt: Prompt, **options: Unpack[AnswerOptions]) -> Answer:
+        """An answer that is made while it is iterated over, with its figures; see `generate`."""
+        strict = options.pop("strict", None)
+        accepted = accept(options, AnswerOptions, strict=self.strict if strict is None else strict)
+        warn_once(accepted.warnings, stacklevel=4)
+        return self.choices([prompt], **accepted.options).answers[0]
+
+    def choices(
         self,
-        prompt: Prompt,
+        prompts: Sequence[Prompt],
         *,
+        n: int = 1,
+        form: Form | None = None,
         session: Session | None = None,
         seed: int | None = None,
         **options: Any,
-    ) -> Answer:
-        """An answer that is made while it is iterated over, with its figures; see `generate`."""
-        made = make_options(self.sampling, seed=self.seed if seed is None else seed, **options)
-        ids = self.encode_prompt(prompt) if isinstance(prompt, str) else prompt
-        return Answer(session or self._session, self.info, self.tokenizer, ids, made)
+    ) -> Choices:
+        """`n` answers to each of several prompts; `options` are those of `generate`."""
+        made = make_options(
+            self.sampling, seed=self.seed if seed is None else seed, form=form, **options
+        )
+        ids = [self.encode_prompt(p) if isinstance(p, str) else p for p in prompts]
+        if session is not None and not isinstance(session, Session):
+            raise OptionTypeError("session must be one that `session()` gave", param="session")
+        return Choices(session or self._session, self.info, self.tokenizer, ids, made, n)
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """Token ids of a prompt: begin token first, control tokens recognised."""
         return self.tokenizer.encode(prompt, add_bos=self.tokenizer.add_bos)
 
-    def infill(self, prefix: str, suffix: str, *, n_tokens: int, **options: Any) -> str:
+    def infill(
+        self, prefix: str, suffix: str, *, n_tokens: int, **options: Unpack[AnswerOptions]
+    ) -> str:
         """The text of a gap of `n_tokens` tokens between a prefix and a suffix.
 
         The suffix is pinned on the canvas behind the gap, as far as it fits; the gap must leave
@@ -230,48 +251,15 @@ class DiffusionGemma:
         """
         length = self.info.canvas_length
         if not 1 <= n_tokens < length:
-            raise ValueError(
+            raise OptionValueError(
                 f"n_tokens is {n_tokens}: a gap and some of the suffix must fit "
-                f"a canvas of {length} tokens"
+                f"a canvas of {length} tokens",
+                param="n_tokens",
             )
         after = self.tokenizer.encode(suffix, special=False)[: length - n_tokens]
-        pinned = {n_tokens + i: token for i, token in enumerate(after)}
-        return self.generate(prefix, max_tokens=n_tokens, pinned=pinned, **options).text
-
-    def create_completion(self, prompt: Prompt, **options: Any) -> Any:
-        """Continues a prompt in the dictionaries of the OpenAI API, as llama-cpp-python does.
-
-        Options: `max_tokens` (16), `echo`, `stop`, `seed`, `suffix` (fills a gap of `max_tokens`
-        tokens before it), `model`, and those of `generate`. `stream=True` returns an iterator of
-        chunks. What has no meaning for a canvas raises ValueError.
-        """
-        stream = bool(options.pop("stream", False))
-        completion = Completion(self, prompt, **options)
-        return completion.chunks() if stream else completion.whole()
-
-    __call__ = create_completion
-
-    def create_chat_completion(self, messages: Sequence[Message], **options: Any) -> Any:
-        """Answers a conversation in the dictionaries of the OpenAI API.
-
-        Options: `tools`, `tool_choice`, `response_format`, `enable_thinking`, `max_tokens`, `stop`,
-        `seed`, `model`, and those of `generate`. `stream=True` returns an iterator of chunks.
-        Thoughts come as `reasoning_content`, calls as `tool_calls`; neither is ever part of
-        `content`. With a `response_format` of JSON the text is checked and repaired before it is
-        given out: ResponseFormatError where that fails.
-        """
-        stream = bool(options.pop("stream", False))
-        completion = ChatCompletion(self, messages, **options)
-        return completion.chunks() if stream else completion.whole()
-
-    def embed(self, *_: object, **__: object) -> Any:
-        """Refused: the model writes text, and was not trained to describe any as a vector."""
-        raise NotImplementedError(
-            "DiffusionGemma gives no embeddings: it was trained to write text. "
-            "Use a model that was made for them"
-        )
-
-    create_embedding = embed
+        options["pinned"] = {n_tokens + i: token for i, token in enumerate(after)}
+        options["max_tokens"] = n_tokens
+        return self.generate(prefix, **options).text
 
     # ---- Sessions, and the end -------------------------------------------------------------------
 
@@ -282,13 +270,13 @@ class DiffusionGemma:
         split = {"n_gpu_layers": self.info.n_gpu_layers, "n_cpu_moe": self.info.n_cpu_moe}
         return self._model.gpu_plan(**split, **self._params)
 
-    def session(self, **params: Any) -> Session:
+    def session(self, **params: Unpack[SessionParams]) -> Session:
         """Another conversation over the same weights; `params` override the constructor's."""
         session = Session(self._model, **{**self._params, **params})
         self._sessions.add(session)
         return session
 
-    def memory(self, **params: Any) -> Memory:
+    def memory(self, **params: Unpack[SessionParams]) -> Memory:
         """Bytes that a session takes; `params` override the constructor's."""
         return self._model.memory(**{**self._params, **params})
 
@@ -299,22 +287,6 @@ class DiffusionGemma:
     def load(self, path: str | os.PathLike[str]) -> None:
         """Reads a cache that `save` wrote for the same model and cache types."""
         self._session.load(path)
-
-    def save_state(self) -> bytes:
-        """The conversation's cache, as `save` writes it, in memory."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = os.path.join(folder, "session")
-            self._session.save(path)
-            with open(path, "rb") as file:
-                return file.read()
-
-    def load_state(self, state: bytes) -> None:
-        """Takes back a cache that `save_state` gave."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = os.path.join(folder, "session")
-            with open(path, "wb") as file:
-                file.write(state)
-            self._session.load(path)
 
     def reset(self) -> None:
         """Forgets the conversation."""
@@ -347,6 +319,3 @@ class DiffusionGemma:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-__all__ = ["DiffusionGemma", "JsonObject"]

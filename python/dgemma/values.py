@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-Ids: TypeAlias = "Sequence[int] | npt.NDArray[np.integer[Any]]"
+Ids: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
 IdArray: TypeAlias = npt.NDArray[np.int32]
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 ByteArray: TypeAlias = npt.NDArray[np.uint8]

@@ -16,7 +16,6 @@ from support import layers
 ROOT = Path(__file__).resolve().parents[2]
 
 KNOWN_CIRCLES: set[str] = {
-    "circle: dgemma.compat.completions dgemma.model",
     "circle: quant/decode quant/encode quant/quant",
 }
 

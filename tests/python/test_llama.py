@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,24 +33,40 @@ def test_a_program_for_llama_cpp_python(
     exec(compile(ported, str(PROGRAM), "exec"), {})
 
 
-@pytest.mark.parametrize(
-    ("arguments", "reason"),
-    [
-        ({"embedding": True}, "embeddings"),
-        ({"logits_all": True}, "canvas_logits"),
-        ({"lora_path": "adapter.gguf"}, "convert --lora"),
-        ({"chat_format": "chatml"}, "template"),
-        ({"chat_handler": object()}, "text only"),
-        ({"draft_model": object()}, "drafted"),
-        ({"tensor_split": [0.5, 0.5]}, "one GPU"),
-        ({"main_gpu": 1}, "CUDA_VISIBLE_DEVICES"),
-        ({"use_mlock": True}, "locked"),
-        ({"rope_freq_base": 1e6}, "positions"),
-        ({"kv_overrides": {"a": 1}}, "metadata"),
-        ({"vocab_only": True}, r"dgemma\.File"),
-    ],
-)
-def test_arguments_that_ask_for_what_is_not_here(
+WITHOUT_EFFECT: list[tuple[dict[str, Any], str]] = [
+    ({"embedding": True}, "embeddings"),
+    ({"logits_all": True}, "canvas_logits"),
+    ({"chat_format": "chatml"}, "template"),
+    ({"draft_model": object()}, "drafted"),
+    ({"tensor_split": [0.5, 0.5]}, "one GPU"),
+    ({"main_gpu": 1}, "CUDA_VISIBLE_DEVICES"),
+    ({"use_mlock": True}, "locked"),
+    ({"rope_freq_base": 1e6}, "positions"),
+    ({"vocab_only": True}, r"dgemma\.File"),
+]
+MISLEADING: list[tuple[dict[str, Any], str]] = [
+    ({"lora_path": "adapter.gguf"}, "convert --lora"),
+    ({"kv_overrides": {"a": 1}}, "metadata"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "reason"), WITHOUT_EFFECT)
+def test_arguments_without_effect_are_named_once(
+    tiny_gguf: Path, arguments: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dgemma.compat.requests._warned", set())
+    name = next(iter(arguments))
+    with pytest.warns(dgemma.IgnoredOptionWarning, match=f"{name}=.* has no effect: .*{reason}"):
+        dgemma.DiffusionGemma(tiny_gguf, n_ctx=256, **arguments).close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dgemma.DiffusionGemma(tiny_gguf, n_ctx=256, **arguments).close()
+    with pytest.raises(ValueError, match=rf"{name}=.* is not supported: .*{reason}"):
+        dgemma.DiffusionGemma(tiny_gguf, strict=True, **arguments)
+
+
+@pytest.mark.parametrize(("arguments", "reason"), MISLEADING)
+def test_arguments_that_would_mislead_are_refused(
     tiny_gguf: Path, arguments: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(
@@ -85,19 +102,45 @@ def test_every_argument_at_llama_cpp_pythons_default_is_taken(tiny_gguf: Path) -
 
 
 @pytest.mark.parametrize(
-    ("options", "reason"),
+    "options",
     [
-        ({"logits_processor": [len]}, "one token at a time"),
-        ({"stopping_criteria": [len]}, "`stop`"),
-        ({"grammar": "root ::= x"}, "response_format"),
-        ({"logit_bias": {5: 1.0}}, "one token at a time"),
-        ({"logprobs": 3}, "probability"),
-        ({"top_k": 40}, "one token at a time"),
-        ({"mirostat_mode": 2}, "one token at a time"),
-        ({"temperature": 0.0}, "scales"),
+        {"logits_processor": [len]},
+        {"logit_bias": {5: 1.0}},
+        {"top_k": 40},
+        {"mirostat_mode": 2},
+        {"repeat_penalty": 1.1, "min_p": 0.05},
     ],
 )
-def test_options_that_mean_nothing(
+def test_options_that_mean_nothing_are_named(
+    llm: dgemma.DiffusionGemma, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = llm("The old man", max_tokens=4, seed=1)
+    assert "warnings" not in plain
+    monkeypatch.setattr("dgemma.compat.requests._warned", set())
+    with pytest.warns(dgemma.IgnoredOptionWarning) as seen:
+        answer = llm("The old man", max_tokens=4, seed=1, **options)
+    assert answer["choices"] == plain["choices"]
+    assert [text.split()[0] for text in answer["warnings"]] == list(options)
+    assert [str(w.message) for w in seen] == answer["warnings"]
+    assert all(w.filename == __file__ for w in seen)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        first, *_ = llm("The old man", max_tokens=4, seed=1, stream=True, **options)
+        assert first["warnings"] == answer["warnings"]
+        assert llm.generate("The old man", max_tokens=4, seed=1, **options).stats.steps
+    with pytest.raises(ValueError, match="is not supported"):
+        llm("The old man", strict=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"stopping_criteria": [len]}, "`stop`"),
+        ({"grammar": "root ::= x"}, "response_format"),
+        ({"logprobs": 3}, "probability"),
+    ],
+)
+def test_options_that_would_mislead_are_refused(
     llm: dgemma.DiffusionGemma, options: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(ValueError, match=rf"{next(iter(options))} .*{reason}"):

@@ -5,12 +5,23 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dgemma.generation.generate import _Cutter
-from dgemma.generation.options import Options, make_options
+from dgemma._native import MAX_DENOISING_STEPS
+from dgemma.compat.requests import (
+    Accepted,
+    AnswerOptions,
+    ChatOptions,
+    CompletionOptions,
+    accept,
+)
+from dgemma.errors import OptionError, OptionTypeError, OptionValueError
+from dgemma.generation.cut import Cutter
+from dgemma.generation.declared import RequestOptions, SamplingOptions, declared, names
+from dgemma.generation.options import FLOOR, Options, make_options
 from dgemma.tokenizer import BYTE, CONTROL, NORMAL, Tokenizer
 from dgemma.values import Sampling
 
@@ -52,7 +63,6 @@ def test_no_seed_is_a_new_seed() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"temperature": 0},
         {"temperature": -1.0},
         {"temperature": float("nan")},
         {"temperature": 1e9},
@@ -80,7 +90,8 @@ def test_values_out_of_range(options: dict[str, Any]) -> None:
         {"temperature": "1"},
         {"max_denoising_steps": 1.5},
         {"max_tokens": True},
-        {"seed": 1.0},
+        {"seed": 1.5},
+        {"stop": 5},
         {"stop": [1]},
         {"no_such_option": 1},
     ],
@@ -90,30 +101,151 @@ def test_values_of_the_wrong_type(options: dict[str, Any]) -> None:
         make_options(MODEL, **options)
 
 
+def test_whole_numbers_may_be_written_as_floats() -> None:
+    options = make_options(MODEL, max_tokens=8.0, seed=5.0, max_denoising_steps=np.float64(3))
+    assert (options.max_tokens, options.seed) == (8, 5)
+    assert options.sampling.max_denoising_steps == 3
+    assert all(type(n) is int for n in (options.max_tokens, options.seed))
+
+
+def test_none_is_as_good_as_absent() -> None:
+    absent = dict.fromkeys(names(RequestOptions))
+    found = make_options(MODEL, **absent)
+    assert (found.sampling, found.max_tokens, found.stop) == (MODEL, None, ())
+
+
+def test_temperature_zero_is_the_floor_and_deterministic() -> None:
+    options = make_options(MODEL, temperature=0)
+    assert (options.sampling.t_min, options.sampling.t_max) == (0.4 * FLOOR, 0.8 * FLOOR)
+    assert options.seed == make_options(MODEL, temperature=0.0).seed
+    assert make_options(MODEL, temperature=0, seed=7).seed == 7
+    # What is below the floor is the floor: nothing between 0 and it is colder than 0.
+    assert make_options(MODEL, temperature=FLOOR / 2).sampling == options.sampling
+
+
+def test_errors_name_the_option() -> None:
+    for options, code in (
+        ({"temperature": 11}, "invalid_value"),
+        ({"max_tokens": "many"}, "invalid_type"),
+        ({"seed": 2**64}, "invalid_value"),
+        ({"no_such_option": 1}, "unknown_parameter"),
+        ({"temperature": 10**5000}, "invalid_value"),
+        ({"seed": 10**5000}, "invalid_value"),
+    ):
+        with pytest.raises(OptionError) as found:
+            make_options(MODEL, **options)
+        assert (found.value.param, found.value.code) == (next(iter(options)), code)
+
+
+def test_bounds_are_those_of_the_engine() -> None:
+    known = declared(SamplingOptions)
+    assert set(known) == set(Sampling.__annotations__)
+    assert known["max_denoising_steps"].option.high == MAX_DENOISING_STEPS
+    most = make_options(MODEL, max_denoising_steps=MAX_DENOISING_STEPS)
+    assert most.sampling.max_denoising_steps == MAX_DENOISING_STEPS
+    with pytest.raises(ValueError, match="at most 100000"):
+        make_options(MODEL, max_denoising_steps=MAX_DENOISING_STEPS + 1)
+
+
+# ---- Options of other programs -------------------------------------------------------------------
+
+KNOBS = [
+    ("top_p", 1.0, 0.9),
+    ("top_k", 0, 40),
+    ("top_k", -1, 1),
+    ("min_p", 0.0, 0.05),
+    ("typical_p", 1, 0.7),
+    ("tfs_z", 1.0, 0.5),
+    ("mirostat_mode", 0, 2),
+    ("mirostat_tau", 5.0, 3.0),
+    ("dry_multiplier", 0.0, 0.8),
+    ("xtc_probability", 0, 0.5),
+    ("repeat_penalty", 1.0, 1.1),
+    ("repetition_penalty", 1.0, 1.1),
+    ("presence_penalty", 0, 0.5),
+    ("frequency_penalty", 0.0, 0.5),
+    ("logit_bias", {}, {"1": 5}),
+    ("logits_processor", None, [len]),
+    ("samplers", None, ["top_k"]),
+]
+
+
+@pytest.mark.parametrize(("name", "neutral", "meant"), KNOBS)
+@pytest.mark.parametrize("kind", [AnswerOptions, CompletionOptions, ChatOptions])
+def test_what_means_nothing_is_named_unless_neutral(
+    kind: type[Any], name: str, neutral: Any, meant: Any
+) -> None:
+    for value in (neutral, None):
+        assert accept({name: value, "seed": 1}, kind, strict=True) == Accepted({"seed": 1})
+    found = accept({name: meant, "seed": 1}, kind)
+    assert found.options == {"seed": 1}
+    (warning,) = found.warnings
+    assert warning.startswith(f"{name} has no effect: ")
+    with pytest.raises(OptionValueError, match=f"{name} is not supported: ") as refused:
+        accept({name: meant}, kind, strict=True)
+    assert (refused.value.param, refused.value.code) == (name, "unsupported_parameter")
+
+
 @pytest.mark.parametrize(
     ("name", "neutral", "meant"),
     [
-        ("top_p", 1.0, 0.9),
-        ("top_k", 0, 40),
-        ("min_p", 0.0, 0.05),
-        ("repeat_penalty", 1.0, 1.1),
-        ("presence_penalty", 0, 0.5),
-        ("frequency_penalty", 0.0, 0.5),
         ("logprobs", False, True),
-        ("logit_bias", {}, {"1": 5}),
-        ("n", 1, 2),
-        ("grammar", None, "root ::= x"),
+        ("logprobs", None, 5),
+        ("logprobs", None, 0),  # the probability of the token itself, in text completions
+        ("top_logprobs", 0, 2),
+        ("n_probs", 0, 1),
+        ("grammar", "", "root ::= x"),
+        ("best_of", 1, 3),
+        ("stopping_criteria", None, [len]),
     ],
 )
-def test_what_means_nothing_is_refused_unless_neutral(name: str, neutral: Any, meant: Any) -> None:
-    assert make_options(MODEL, **{name: neutral}).sampling == MODEL
-    with pytest.raises(ValueError, match=f"{name} is not supported: "):
-        make_options(MODEL, **{name: meant})
+def test_what_would_mislead_is_refused(name: str, neutral: Any, meant: Any) -> None:
+    assert accept({name: neutral}, ChatOptions) == Accepted({})
+    with pytest.raises(OptionValueError, match=f"{name} is not supported: ") as refused:
+        accept({name: meant}, ChatOptions)
+    assert (refused.value.param, refused.value.code) == (name, "unsupported_parameter")
+    if name == "best_of":
+        assert accept({"n": 3, "best_of": 3}, CompletionOptions).options == {"n": 3}
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(OptionTypeError, match="'max_token'; did you mean 'max_tokens'"):
+        accept({"max_token": 3}, ChatOptions)
+    found = accept({"service_tier": "auto", "prediction": None}, ChatOptions, unknown="ignore")
+    assert found == Accepted({}, ("service_tier is not known here and was ignored",))
+    with pytest.raises(OptionTypeError, match="service_tier"):
+        accept({"service_tier": "auto"}, ChatOptions, unknown="ignore", strict=True)
+
+
+def test_every_request_that_is_really_sent_is_accepted() -> None:
+    bodies = {
+        "openai": {"user": "me", "parallel_tool_calls": True, "n": 1, "stream": True},
+        "langchain": {"n": 1, "temperature": 0.7, "top_p": 1, "logit_bias": None, "best_of": 1},
+        "open webui": {"num_ctx": 4096, "mirostat": 0, "repeat_last_n": 64, "tfs_z": 1, "seed": 0},
+        "llama.cpp": {
+            "cache_prompt": True,
+            "samplers": "edkypmxt",
+            "dry_base": 1.75,
+            "min_p": 0.05,
+        },
+        "vllm": {"repetition_penalty": 1.0, "ignore_eos": False, "skip_special_tokens": True},
+    }
+    kept = {
+        name: set(accept(body, ChatOptions, unknown="ignore", also=("stream",)).options)
+        for name, body in bodies.items()
+    }
+    assert kept == {
+        "openai": {"n", "stream"},
+        "langchain": {"n", "temperature"},
+        "open webui": {"seed"},
+        "llama.cpp": set(),
+        "vllm": set(),
+    }
 
 
 def cut(tokens: list[int], borders: list[int], **options: Any) -> tuple[str, list[int], str]:
     """Text, tokens and reason when the tokens come in canvases with these borders."""
-    cutter = _Cutter(TOKENIZER, [END], Options(MODEL, 0, **options))
+    cutter = Cutter(TOKENIZER, [END], Options(MODEL, 0, **options))
     text = ""
     for start, stop in itertools.pairwise([0, *borders, len(tokens)]):
         piece, reason = cutter.add(tokens[start:stop])

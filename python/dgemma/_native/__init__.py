@@ -4,17 +4,27 @@ Calls into C run without the interpreter lock. Everything here may be closed at 
 any thread: memory is given back once the last view or call that uses it is gone.
 """
 
-from .calls import measure_limits, version
+from .calls import (
+    MAX_DENOISING_STEPS,
+    MAX_STABILITY_THRESHOLD,
+    MAX_THREADS,
+    measure_limits,
+    version,
+)
 from .file import File, Keys
-from .model import Model
+from .model import Model, SessionParams
 from .session import Session, token_ids
 from .types import dequantize, quantize, type_info
 
 __all__ = [
+    "MAX_DENOISING_STEPS",
+    "MAX_STABILITY_THRESHOLD",
+    "MAX_THREADS",
     "File",
     "Keys",
     "Model",
     "Session",
+    "SessionParams",
     "dequantize",
     "measure_limits",
     "quantize",

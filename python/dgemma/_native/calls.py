@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from typing import Any
 
@@ -16,11 +17,17 @@ from ..errors import (
     Error,
     FileAccessError,
     ModelFileError,
+    OptionTypeError,
+    OptionValueError,
     OutOfMemoryError,
 )
 from ..values import Limits, Progress
 
 PathLike = str | os.PathLike[str]
+
+MAX_THREADS = int(lib.DG_MAX_THREADS)
+MAX_DENOISING_STEPS = int(lib.DG_MAX_DENOISING_STEPS)
+MAX_STABILITY_THRESHOLD = int(lib.DG_MAX_STABILITY_THRESHOLD)
 
 _EXCEPTIONS: dict[int, type[Exception]] = {
     lib.DG_ERROR_ARGUMENT: ValueError,
@@ -43,6 +50,25 @@ def check(status: int, error: Any) -> None:
 def version() -> str:
     """Version of the engine, "major.minor.patch"."""
     return str(ffi.string(lib.dg_version()).decode())
+
+
+def int32(name: str, value: Any) -> int:
+    """A number that fits C's int32_t; OptionTypeError and OptionValueError otherwise."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise OptionTypeError(f"{name} must be a whole number, not {value!r}", param=name) from None
+    if not -(2**31) <= number < 2**31:
+        raise OptionValueError(f"{name} is {number}: it does not fit 32 bits", param=name)
+    return number
+
+
+def c_path(path: PathLike) -> bytes:
+    """A path as C takes it; ValueError where it holds a zero byte, at which C would cut it off."""
+    encoded = os.fsencode(path)
+    if b"\0" in encoded:
+        raise ValueError(f"the path {os.fspath(path)!r} holds a zero byte: no file has such a name")
+    return encoded
 
 
 def copied(pointer: Any, n: int, kind: type[Any]) -> npt.NDArray[Any]:
@@ -86,7 +112,7 @@ def dgemma_progress(done: float, user: Any) -> bool:
 def measure_limits(n_threads: int = 0) -> Limits:
     """Measures this machine's limits; takes about a second."""
     limits, error = ffi.new("dg_limits *"), ffi.new("dg_error *")
-    check(lib.dg_measure_limits(n_threads, limits, error), error)
+    check(lib.dg_measure_limits(int32("n_threads", n_threads), limits, error), error)
     return Limits(
         limits.read_gb_per_s,
         limits.int8_gop_per_s,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from struct import Struct
 from typing import Any
@@ -13,7 +12,7 @@ import numpy.typing as npt
 from .._dgemma import ffi, lib
 from ..errors import Error
 from ..values import Tensor, TypeInfo
-from .calls import PathLike, check
+from .calls import PathLike, c_path, check
 from .types import type_info
 
 _SCALARS = {
@@ -95,7 +94,7 @@ class File:
 
     def __init__(self, path: PathLike) -> None:
         out, error = ffi.new("dg_file **"), ffi.new("dg_error *")
-        check(lib.dg_file_open(os.fsencode(path), out, error), error)
+        check(lib.dg_file_open(c_path(path), out, error), error)
         self._file: Any = ffi.gc(out[0], lib.dg_file_close)
 
     @classmethod

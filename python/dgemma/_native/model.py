@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
 from .._dgemma import ffi, lib
 from ..errors import Error
 from ..values import GpuPlan, Memory, ModelInfo, Progress, Sampling
-from .calls import Call, PathLike, check
+from .calls import Call, PathLike, c_path, check, int32
 from .file import File
 from .types import type_info
 
@@ -20,6 +18,18 @@ _BACKENDS = {
     "cpu": lib.DG_BACKEND_CPU,
     "cuda": lib.DG_BACKEND_CUDA,
 }
+
+
+class SessionParams(TypedDict, total=False):
+    """The parameters of a session; see dg_session_params in dgemma.h."""
+
+    n_ctx: int
+    n_batch: int
+    n_threads: int
+    type_k: int | str
+    type_v: int | str
+    soft_embedding_bound: float | None
+    n_rewind: int | None
 
 
 def session_params(
@@ -34,15 +44,15 @@ def session_params(
 ) -> Any:
     """A filled `dg_session_params *`."""
     params = ffi.new("dg_session_params *", lib.dg_session_params_default())
-    params.n_ctx = n_ctx
-    params.n_batch = n_batch
-    params.n_threads = n_threads
+    params.n_ctx = int32("n_ctx", n_ctx)
+    params.n_batch = int32("n_batch", n_batch)
+    params.n_threads = int32("n_threads", n_threads)
     params.type_k = type_info(type_k).id
     params.type_v = type_info(type_v).id
     if soft_embedding_bound is not None:
         params.soft_embedding_bound = soft_embedding_bound
     if n_rewind is not None:
-        params.n_rewind = n_rewind
+        params.n_rewind = int32("n_rewind", n_rewind)
     return params
 
 
@@ -72,22 +82,22 @@ class Model:
         n_cpu_moe: int = 0,
         use_mmap: bool = True,
         progress: Progress | None = None,
-        session: Mapping[str, Any] | None = None,
+        session: SessionParams | None = None,
     ) -> None:
         if backend not in _BACKENDS:
             raise ValueError(f"unknown backend {backend!r}: expected auto, cpu or cuda")
         call = Call(progress)
         params = ffi.new("dg_model_params *", lib.dg_model_params_default())
         params.backend = _BACKENDS[backend]
-        params.n_gpu_layers = n_gpu_layers
-        params.n_cpu_moe = n_cpu_moe
+        params.n_gpu_layers = int32("n_gpu_layers", n_gpu_layers)
+        params.n_cpu_moe = int32("n_cpu_moe", n_cpu_moe)
         params.use_mmap = use_mmap
         params.progress = lib.dgemma_progress
         params.user = call.handle
         sessions = session_params(**session) if session is not None else ffi.NULL
         params.session = sessions
         out, error = ffi.new("dg_model **"), ffi.new("dg_error *")
-        call.check(lib.dg_model_open(os.fsencode(path), params, out, error), error)
+        call.check(lib.dg_model_open(c_path(path), params, out, error), error)
         self._model: Any = ffi.gc(out[0], lib.dg_model_close)
         self.info = _model_info(self._model)
 
@@ -121,8 +131,8 @@ class Model:
         plan, error = ffi.new("dg_gpu_plan *"), ffi.new("dg_error *")
         plan.size = ffi.sizeof("dg_gpu_plan")
         plan.available = available
-        plan.n_gpu_layers = n_gpu_layers
-        plan.n_cpu_moe = n_cpu_moe
+        plan.n_gpu_layers = int32("n_gpu_layers", n_gpu_layers)
+        plan.n_cpu_moe = int32("n_cpu_moe", n_cpu_moe)
         model, session = self.pointer(), session_params(**params)
         check(lib.dg_model_plan_gpu(model, session, plan, error), error)
         return GpuPlan(**{name: getattr(plan, name) for name in GpuPlan.__annotations__})

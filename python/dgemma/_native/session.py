@@ -24,7 +24,7 @@ from ..values import (
     Progress,
     Sampling,
 )
-from .calls import Call, PathLike, check, copied
+from .calls import Call, PathLike, c_path, check, copied, int32
 from .model import Model, session_params
 
 
@@ -74,9 +74,9 @@ class Session:
         self._owner: int | None = None  # the thread that holds it
         self._ending = threading.Lock()  # guards the pointer between cancel and the final free
         self._closed = False
-        # For answers, which are many calls: who makes one holds `answering`.
-        self.answering = threading.Lock()
-        self.answering_thread: int | None = None
+        # Answers are many calls each; see generation/turns.py for whose turn it is.
+        self.turns = threading.Condition()
+        self.turn: Any = None
         self._canvas: Any = None  # what a canvas under way points to
 
     @contextlib.contextmanager
@@ -160,7 +160,7 @@ class Session:
         """
         error = ffi.new("dg_error *")
         with self._call() as session:
-            check(lib.dg_session_truncate(session, n, error), error)
+            check(lib.dg_session_truncate(session, int32("n", n), error), error)
             return int(lib.dg_session_n_past(session))
 
     def canvas_logits(
@@ -215,9 +215,9 @@ class Session:
         c = ffi.new("dg_canvas_params *")
         c.size = ffi.sizeof("dg_canvas_params")
         for name, value in vars(sampling).items():
-            setattr(c.sampling, name, value)
+            setattr(c.sampling, name, int32(name, value) if isinstance(value, int) else value)
         c.seed = seed & (2**64 - 1)
-        c.canvas = canvas
+        c.canvas = int32("canvas", canvas)
         kept: list[Any] = [c]  # C reads these until the last step
         for name, tokens in (("start", start), ("pinned", pinned)):
             if tokens is not None:
@@ -270,13 +270,13 @@ class Session:
         """Writes the cache to a file."""
         error = ffi.new("dg_error *")
         with self._call() as session:
-            check(lib.dg_session_save(session, os.fsencode(path), error), error)
+            check(lib.dg_session_save(session, c_path(path), error), error)
 
     def load(self, path: PathLike) -> None:
         """Reads a cache that `save` wrote for the same model and cache types."""
         error = ffi.new("dg_error *")
         with self._call() as session:
-            check(lib.dg_session_load(session, os.fsencode(path), error), error)
+            check(lib.dg_session_load(session, c_path(path), error), error)
 
     def operations(self) -> list[Operation]:
         """Time and work per operation since creation or the last reset."""
@@ -296,7 +296,7 @@ class Session:
         """
         error = ffi.new("dg_error *")
         with self._call() as session:
-            check(lib.dg_session_append_random(session, n, error), error)
+            check(lib.dg_session_append_random(session, int32("n", n), error), error)
             return int(lib.dg_session_n_past(session))
 
     def reset_operations(self) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Error
-from ..generation.generate import Stats
+from ..generation.events import Stats
 from ..model import DiffusionGemma
 from ..tools.answer import split_answer
 from .live import LiveAnswer
@@ -107,7 +107,7 @@ class Conversation:
         )
         live = not self._args.plain
         try:
-            with LiveAnswer(self._llm.tokenizer, self._llm.info.end_tokens, live=live) as display:
+            with LiveAnswer(self._llm.tokenizer, live=live) as display:
                 for event in answer:
                     display.show(event)
         finally:  # what was said before Ctrl-C is part of the conversation

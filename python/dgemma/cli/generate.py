@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..generation.generate import Generated
+from ..generation.events import Generated
 from .live import LiveAnswer
 from .shared import (
     Subparsers,
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
                 pass
             print(json.dumps(report(answer.result, load_s), ensure_ascii=False))
         else:
-            with LiveAnswer(llm.tokenizer, llm.info.end_tokens, live=args.live) as display:
+            with LiveAnswer(llm.tokenizer, live=args.live) as display:
                 for event in answer:
                     display.show(event)
     return 0

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from types import TracebackType
 
 from rich.console import Console
 from rich.text import Text
 
-from ..generation.generate import Commit, Draft
+from ..generation.events import Commit, Draft
 from ..tokenizer import Tokenizer
 
 # Entropy in nats, from which on a token is shown in that style: what is certain stands out.
@@ -22,15 +21,11 @@ def shade(entropy: float) -> str:
     return next(style for least, style in SHADES if entropy >= least)
 
 
-def draft_text(
-    draft: Draft, previous: Draft | None, tokenizer: Tokenizer, ends: Iterable[int]
-) -> Text:
+def draft_text(draft: Draft, previous: Draft | None, tokenizer: Tokenizer) -> Text:
     """A draft up to its first end token: confidence as shade, changed tokens underlined."""
-    text, decoder, end_tokens = Text(), tokenizer.decoder(), frozenset(ends)
+    text, decoder = Text(), tokenizer.decoder()
     same_canvas = previous is not None and previous.canvas == draft.canvas
-    for position, token in enumerate(draft.tokens):
-        if token in end_tokens:
-            break
+    for position, token in enumerate(draft.tokens[: draft.end]):
         style = shade(float(draft.entropies[position]))
         if previous is not None and same_canvas and previous.tokens[position] != token:
             style += " " + CHANGED
@@ -93,8 +88,8 @@ class LiveAnswer:
     also after Ctrl-C.
     """
 
-    def __init__(self, tokenizer: Tokenizer, ends: Iterable[int], *, live: bool) -> None:
-        self._tokenizer, self._ends = tokenizer, tuple(ends)
+    def __init__(self, tokenizer: Tokenizer, *, live: bool) -> None:
+        self._tokenizer = tokenizer
         self._console = Console(highlight=False)
         self._region: _Region | None = None
         if live and self._console.is_terminal and not self._console.is_dumb_terminal:
@@ -127,7 +122,7 @@ class LiveAnswer:
             self._commit(event.text)
         elif self._region is not None:
             text = Text(self._tail)
-            text.append_text(draft_text(event, self._previous, self._tokenizer, self._ends))
+            text.append_text(draft_text(event, self._previous, self._tokenizer))
             text.append(f"\ncanvas {event.canvas + 1}, step {event.step}", "dim italic")
             self._region.draw(text)
             self._previous = event

@@ -73,8 +73,8 @@ def load_model(args: argparse.Namespace) -> DiffusionGemma:
     """The model that the options name."""
     path = args.model
     if path is None:
-        repo, _, quant = args.hf_repo.partition(":")
-        path = hub.download(repo, f"*{quant}*.gguf" if quant else "*.gguf")
+        repo, _, kind = args.hf_repo.partition(":")
+        path = hub.download(repo, type=kind or None)
     llm = DiffusionGemma(
         path,
         n_ctx=args.ctx_size,

@@ -1,57 +1,111 @@
 """Constructor arguments of `llama-cpp-python` that this engine does not have itself.
 
-A program written for it should load here unchanged. What cannot change an answer is taken and does
-nothing; what asks for something that does not exist here is refused, with the reason.
+A program written for it should load here unchanged. What only says how work is cut up does nothing
+here; what asks for something else is named once in a warning; what would make answers other than
+they seem is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, TypedDict, get_args, get_type_hints
 
-# How work is cut up and where it runs: answers are the same whatever these say.
-_WITHOUT_EFFECT = frozenset((
-    *("n_ubatch", "n_threads_batch", "offload_kqv", "op_offload", "flash_attn", "swa_full"),
-    *("no_perf", "numa", "last_n_tokens_size", "spm_infill", "lora_scale"),
-))  # fmt: skip
+from ..errors import OptionTypeError, OptionValueError
+from .requests import Foreign
 
+_ANY = Foreign(reason="")  # how work is cut up and where it runs: answers are the same
 _POSITIONS = "positions are encoded as the file says"
 _ONE_GPU = "one GPU is used, or none"
-_REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "split_mode": ((0, 1), _ONE_GPU),
-    "main_gpu": ((0,), f"{_ONE_GPU}; choose it with CUDA_VISIBLE_DEVICES"),
-    "tensor_split": ((), _ONE_GPU),
-    "rpc_servers": ((), "the engine works on one machine"),
-    "use_mlock": ((False,), "pages are not locked; the file stays in the page cache while it fits"),
-    "vocab_only": ((False,), "`dgemma.File` reads a file without loading the model"),
-    "kv_overrides": ((), "change the metadata of the file itself"),
-    "logits_all": ((False,), "use `session().canvas_logits`"),
-    "embedding": ((False,), "the model writes text and gives no embeddings"),
-    "pooling_type": ((-1, 0), "the model writes text and gives no embeddings"),
-    "rope_scaling_type": ((-1, 0), _POSITIONS),
-    "rope_freq_base": ((0, 0.0), _POSITIONS),
-    "rope_freq_scale": ((0, 0.0), _POSITIONS),
-    "yarn_ext_factor": ((-1, -1.0), _POSITIONS),
-    "yarn_attn_factor": ((1, 1.0), _POSITIONS),
-    "yarn_beta_fast": ((32, 32.0), _POSITIONS),
-    "yarn_beta_slow": ((1, 1.0), _POSITIONS),
-    "yarn_orig_ctx": ((0,), _POSITIONS),
-    "lora_base": ((), "merge it while converting: dgemma convert --lora"),
-    "lora_path": ((), "merge it while converting: dgemma convert --lora"),
-    "chat_format": (("gemma", "chat_template.default"), "the file's own template is used"),
-    "chat_handler": ((), "the file's own template is used, and the engine reads text only"),
-    "draft_model": ((), "a canvas is drafted as a whole already"),
-    "tokenizer": ((), "the file's own tokenizer is used"),
-}
+_NO_EMBEDDINGS = "the model writes text and gives no embeddings"
+_MERGE = "merge it while converting: dgemma convert --lora"
 
 
-def check_constructor(arguments: Mapping[str, Any]) -> None:
-    """Raises ValueError for arguments that ask for what is not here, TypeError for unknown ones."""
+class LlamaArguments(TypedDict, total=False):
+    """Arguments of `llama_cpp.Llama` beside those of `DiffusionGemma`."""
+
+    n_ubatch: Annotated[int, _ANY]
+    n_threads_batch: Annotated[int | None, _ANY]
+    offload_kqv: Annotated[bool, _ANY]
+    op_offload: Annotated[bool | None, _ANY]
+    flash_attn: Annotated[bool, _ANY]
+    swa_full: Annotated[bool | None, _ANY]
+    kv_unified: Annotated[bool | None, _ANY]
+    no_perf: Annotated[bool, _ANY]
+    numa: Annotated[bool | int, _ANY]
+    last_n_tokens_size: Annotated[int, _ANY]
+    spm_infill: Annotated[bool, _ANY]
+    n_parts: Annotated[int, _ANY]
+    f16_kv: Annotated[bool, _ANY]
+    split_mode: Annotated[int, Foreign((0, 1), _ONE_GPU)]
+    main_gpu: Annotated[int, Foreign((0,), f"{_ONE_GPU}; choose it with CUDA_VISIBLE_DEVICES")]
+    tensor_split: Annotated[Sequence[float] | None, Foreign((), _ONE_GPU)]
+    rpc_servers: Annotated[str | None, Foreign(("",), "the engine works on one machine")]
+    use_mlock: Annotated[
+        bool,
+        Foreign((False,), "pages are not locked; the file stays in the page cache while it fits"),
+    ]
+    vocab_only: Annotated[
+        bool,
+        Foreign(
+            (False,), "the whole model is opened; `dgemma.File` reads a file without loading it"
+        ),
+    ]
+    logits_all: Annotated[bool, Foreign((False,), "use `session().canvas_logits`")]
+    embedding: Annotated[bool, Foreign((False,), _NO_EMBEDDINGS)]
+    pooling_type: Annotated[int, Foreign((-1, 0), _NO_EMBEDDINGS)]
+    rope_scaling_type: Annotated[int | None, Foreign((-1, 0), _POSITIONS)]
+    rope_freq_base: Annotated[float, Foreign((0,), _POSITIONS)]
+    rope_freq_scale: Annotated[float, Foreign((0, 1), _POSITIONS)]
+    yarn_ext_factor: Annotated[float, Foreign((-1,), _POSITIONS)]
+    yarn_attn_factor: Annotated[float, Foreign((1,), _POSITIONS)]
+    yarn_beta_fast: Annotated[float, Foreign((32,), _POSITIONS)]
+    yarn_beta_slow: Annotated[float, Foreign((1,), _POSITIONS)]
+    yarn_orig_ctx: Annotated[int, Foreign((0,), _POSITIONS)]
+    lora_scale: Annotated[float, _ANY]
+    lora_base: Annotated[str | None, Foreign(("",), _MERGE, refused=True)]
+    lora_path: Annotated[str | None, Foreign(("",), _MERGE, refused=True)]
+    kv_overrides: Annotated[
+        Mapping[str, Any] | None,
+        Foreign(({},), "change the metadata of the file itself", refused=True),
+    ]
+    chat_format: Annotated[
+        str | None,
+        Foreign(("gemma", "chat_template.default"), "the file's own template is used"),
+    ]
+    chat_handler: Annotated[Any, _ANY]  # called by create_chat_completion
+    draft_model: Annotated[Any, Foreign((), "a canvas is drafted as a whole already")]
+    tokenizer: Annotated[Any, Foreign((), "the file's own tokenizer is used")]
+
+
+def check_constructor(arguments: Mapping[str, Any], *, strict: bool = False) -> list[str]:
+    """Sentences about arguments that have no effect, which are errors where it is `strict`.
+
+    OptionValueError for what would make answers other than they seem, OptionTypeError for unknown
+    names.
+    """
+    known, found = _known(), []
     for name, value in arguments.items():
-        if name in _WITHOUT_EFFECT or (name in _REFUSED and value is None):
+        if name not in known:
+            raise OptionTypeError(
+                f"DiffusionGemma() got an unknown argument {name!r}",
+                param=name,
+                code="unknown_parameter",
+            )
+        foreign = known[name]
+        if not foreign.reason or foreign.is_neutral(value):
             continue
-        if name not in _REFUSED:
-            raise TypeError(f"DiffusionGemma() got an unknown argument {name!r}")
-        neutral, reason = _REFUSED[name]
-        if value not in neutral:
-            raise ValueError(f"{name}={value!r} is not supported: {reason}")
+        if strict or foreign.refused:
+            raise OptionValueError(
+                f"{name}={value!r} is not supported: {foreign.reason}",
+                param=name,
+                code="unsupported_parameter",
+            )
+        found.append(f"{name}={value!r} has no effect: {foreign.reason}")
+    return found
+
+
+@functools.cache
+def _known() -> dict[str, Foreign]:
+    hints = get_type_hints(LlamaArguments, include_extras=True)
+    return {name: get_args(hint)[1] for name, hint in hints.items()}

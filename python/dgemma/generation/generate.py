@@ -2,145 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator
 
 import numpy as np
 
 from .._native import Session, token_ids
-from ..errors import ContextLengthError, Error, ResponseFormatError
-from ..generation.options import Options
-from ..generation.structured import MAX_REPAIRS
+from ..errors import ContextLengthError, OptionValueError, ResponseFormatError
 from ..tokenizer import Tokenizer
-from ..values import CanvasStep, FloatArray, IdArray, Ids, ModelInfo
+from ..values import CanvasStep, IdArray, Ids, ModelInfo
+from .cut import Cutter
+from .events import Commit, Draft, Generated, Stats
+from .options import Options
+from .structured import MAX_REPAIRS
+from .turns import in_turn
 
 _REPAIR_SEED = 0x9E3779B97F4A7C15  # other draws for every attempt at a canvas, modulo 2**64
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A canvas after one denoising step: every position may still change.
-
-    `tokens` (canvas,) and `entropies` (canvas,), in nats, cover the whole canvas; `text` is what
-    it reads up to its first end token.
-    """
-
-    canvas: int
-    step: int
-    tokens: list[int]
-    text: str
-    entropies: FloatArray
-    mean_entropy: float
-    n_accepted: int
-    settled: bool
-
-
-@dataclass(frozen=True)
-class Commit:
-    """A canvas that is done: its tokens, and the text that is now certain.
-
-    Text that may be the beginning of a stop string, or is an unfinished character, comes with the
-    next commit. `finish_reason` is None while the answer goes on.
-    """
-
-    canvas: int
-    tokens: list[int]
-    text: str
-    steps: int
-    finish_reason: str | None
-
-
-@dataclass
-class Stats:
-    """What an answer took. `cached_tokens` of the prompt were already encoded; times in seconds.
-
-    `repairs`: how often a canvas was denoised again because it did not follow the form asked for.
-    """
-
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    completion_tokens: int = 0
-    canvases: int = 0
-    steps: list[int] = field(default_factory=list)
-    repairs: int = 0
-    seed: int = 0
-    timings: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Generated:
-    """A whole answer. `finish_reason` is "stop" (end token or stop string) or "length"."""
-
-    text: str
-    tokens: list[int]
-    finish_reason: str
-    stats: Stats
-
-
-class _Cutter:
-    """Cuts an answer at end tokens, stop strings and max_tokens, whatever borders they cross."""
-
-    def __init__(self, tokenizer: Tokenizer, ends: Sequence[int], options: Options) -> None:
-        self._decoder = tokenizer.decoder()
-        self._ends, self._options = frozenset(ends), options
-        self._held = ""  # decoded, and perhaps the beginning of a stop string
-        self._length = 0  # characters decoded so far
-        self._starts: list[int] = []  # where each token's text begins
-        self.tokens: list[int] = []
-
-    def add(self, tokens: Sequence[int]) -> tuple[str, str | None]:
-        """The text that is certain now, and why the answer ends here, if it does."""
-        limit = self._options.max_tokens
-        for token in tokens:
-            if token in self._ends:
-                return self.finish(), "stop"
-            if limit is not None and len(self.tokens) == limit:
-                break
-            self.tokens.append(token)
-            self._starts.append(self._length)
-            self._take(self._decoder.feed(token))
-            found = self._stop_at()
-            if found is not None:
-                return found, "stop"
-        if limit is not None and len(self.tokens) == limit:
-            return self.finish(), "length"
-        keep = len(self._held) - self._unsure()
-        text, self._held = self._held[:keep], self._held[keep:]
-        return text, None
-
-    def finish(self) -> str:
-        """The text that was held back."""
-        self._take(self._decoder.finish())
-        text, self._held = self._held, ""
-        return text
-
-    def _take(self, text: str) -> None:
-        self._held += text
-        self._length += len(text)
-
-    def _stop_at(self) -> str | None:
-        places = [self._held.find(stop) for stop in self._options.stop]
-        at = min((place for place in places if place >= 0), default=-1)
-        if at < 0:
-            return None
-        end = self._length - len(self._held) + at
-        n_before = sum(start < end for start in self._starts)
-        del self.tokens[n_before:], self._starts[n_before:]
-        text, self._held = self._held[:at], ""
-        return text
-
-    def _unsure(self) -> int:
-        """Length of the longest ending that some stop string begins with."""
-        for length in range(min(len(self._held), self._longest() - 1), 0, -1):
-            if any(stop.startswith(self._held[-length:]) for stop in self._options.stop):
-                return length
-        return 0
-
-    def _longest(self) -> int:
-        return max(map(len, self._options.stop), default=0)
 
 
 class Answer:
@@ -160,7 +37,7 @@ class Answer:
     ) -> None:
         self._session, self._info, self._tokenizer = session, info, tokenizer
         self._prompt, self._options = token_ids(prompt), options
-        self._cut = _Cutter(tokenizer, info.end_tokens, options)
+        self._cut = Cutter(tokenizer, info.end_tokens, options)
         self._text: list[str] = []
         self._finish = "length"
         self.stats = Stats(prompt_tokens=len(prompt), seed=options.seed)
@@ -175,23 +52,37 @@ class Answer:
             )
         for position, token in self._options.pinned.items():
             if position < 0 or not 0 <= token < self._info.n_vocab:
-                raise ValueError(f"pinned {{{position}: {token}}}: no such position or token")
+                raise OptionValueError(
+                    f"pinned {{{position}: {token}}}: no such position or token", param="pinned"
+                )
+
+    def use(self, session: Session) -> None:
+        """Makes the answer in another session, of the same model; before it is begun."""
+        self._session = session
+        self._check()
+
+    @property
+    def prompt(self) -> list[int]:
+        """Token ids of the prompt."""
+        return list(map(int, self._prompt))
 
     @property
     def result(self) -> Generated:
         """The answer as far as it has come."""
         return Generated("".join(self._text), self._cut.tokens, self._finish, self.stats)
 
-    def __iter__(self) -> Iterator[Draft | Commit]:
-        with _claimed(self._session):
-            self._session.resume()  # a cancellation that came too late was for an earlier answer
-            began = time.perf_counter()
-            self._encode_prompt()
-            encoded = time.perf_counter()
-            try:
-                yield from self._canvases()
-            finally:
-                self._count_time(began, encoded)
+    def __iter__(self) -> Generator[Draft | Commit, None, None]:
+        return in_turn(self._session, self.events())
+
+    def events(self) -> Generator[Draft | Commit, None, None]:
+        """Makes the answer, for a caller whose turn it is with the session."""
+        began = time.perf_counter()
+        self._encode_prompt()
+        encoded = time.perf_counter()
+        try:
+            yield from self._canvases()
+        finally:
+            self._count_time(began, encoded)
 
     def _count_time(self, began: float, encoded: float) -> None:
         stats, end = self.stats, time.perf_counter()
@@ -216,7 +107,7 @@ class Answer:
             self._session.prefill(prompt[n_past:])
         self.stats.cached_tokens = n_past
 
-    def _canvases(self) -> Iterator[Draft | Commit]:
+    def _canvases(self) -> Generator[Draft | Commit, None, None]:
         length = self._info.canvas_length
         n_past = len(self._prompt)
         canvas = 0
@@ -291,7 +182,9 @@ class Answer:
         noise = None
         if options.noise is not None and not repair:
             if canvas >= len(options.noise.canvases):
-                raise ValueError(f"the recorded draws end before canvas {canvas}")
+                raise OptionValueError(
+                    f"the recorded draws end before canvas {canvas}", param="noise"
+                )
             noise = options.noise.canvases[canvas]
         self._session.begin_canvas(
             options.sampling,
@@ -319,31 +212,19 @@ class Answer:
         return start
 
     def _draft(self, canvas: int, n_steps: int, step: CanvasStep) -> Draft:
-        tokens = step.tokens.tolist()
-        ends = [i for i, token in enumerate(tokens) if token in self._info.end_tokens]
+        tokens, ends = step.tokens.tolist(), self._info.end_tokens
+        end = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
         return Draft(
             canvas=canvas,
             step=n_steps,
             tokens=tokens,
-            text=self._tokenizer.decode(tokens[: ends[0]] if ends else tokens),
+            text=self._tokenizer.decode(tokens[:end]),
             entropies=step.entropies,
             mean_entropy=step.mean_entropy,
             n_accepted=step.n_accepted,
             settled=step.settled,
+            end=end,
         )
 
 
-@contextlib.contextmanager
-def _claimed(session: Session) -> Iterator[None]:
-    """Holds a session for one answer: other threads wait, the same one may not ask twice."""
-    if session.answering_thread == threading.get_ident():
-        raise Error(
-            "this session is in the middle of an answer: finish or close the stream first, "
-            "or use another session"
-        )
-    with session.answering:
-        session.answering_thread = threading.get_ident()
-        try:
-            yield
-        finally:
-            session.answering_thread = None
+__all__ = ["Answer", "Commit", "Draft", "Generated", "Stats"]

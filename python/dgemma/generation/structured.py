@@ -74,7 +74,7 @@ class Form:
 
     def check(self, tokens: Sequence[int], tokenizer: Tokenizer, ends: Iterable[int]) -> Verdict:
         """How far these tokens, which follow those that were taken, keep to the form."""
-        return self._copy()._walk(tokens, tokenizer, frozenset(ends))
+        return self.copy()._walk(tokens, tokenizer, frozenset(ends))
 
     def take(self, tokens: Sequence[int], tokenizer: Tokenizer) -> None:
         """Makes tokens that keep to the form part of the answer."""
@@ -84,7 +84,7 @@ class Form:
         self, taken: Sequence[int], logits: FloatArray, tokenizer: Tokenizer, ends: Iterable[int]
     ) -> int | None:
         """The token with the highest of `logits` (vocabulary,) that may follow `taken`, if any."""
-        here = self._copy()
+        here = self.copy()
         here._walk(taken, tokenizer, frozenset())
         if here._thinking:
             return tokenizer.id(THOUGHT_END)
@@ -96,7 +96,8 @@ class Form:
                 return int(token)
         return None
 
-    def _copy(self) -> Form:
+    def copy(self) -> Form:
+        """Another one, as far as this one has come."""
         made = Form.__new__(Form)
         vars(made).update(vars(self))
         made._matcher = self._matcher.deep_copy()

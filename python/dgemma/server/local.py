@@ -9,9 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..compat.completions import ChatCompletion, Completion, usage
+from ..compat.chat import ChatCompletion
+from ..compat.completions import Completion
+from ..compat.requests import ChatOptions, CompletionOptions, accept
 from ..errors import CancelledError
-from ..generation.generate import Draft
+from ..generation.events import Draft
 from ..model import DiffusionGemma
 from .engine import Ask, Card, Event, JsonObject, Progress, QueueFullError
 from .jobs import Job, Worker
@@ -53,7 +55,10 @@ class LocalEngine:
         return await asyncio.get_running_loop().run_in_executor(self._preparing, work)
 
     def _make(self, ask: Ask) -> tuple[Made, list[JsonObject], Generator[Any, None, None] | None]:
-        options = {**ask.options, "model": self.card.name}
+        kind = ChatOptions if ask.kind == "chat" else CompletionOptions
+        accepted = accept(ask.options, kind, unknown="ignore", also=("messages", "prompt"))
+        options = {**accepted.options, "model": self.card.name, "warnings": accepted.warnings}
+        options.pop("stream_options", None)  # the routes' business
         made: Made
         if ask.kind == "chat":
             made = ChatCompletion(self._llm, options.pop("messages"), **options)
@@ -80,8 +85,8 @@ class LocalEngine:
                         yield Event("chunk", event)
                     elif ask.drafts:
                         yield Event("draft", draft_json(self._llm, event))
-        stats = [made.answer.stats]
-        yield Event("end", {"usage": usage(made.answer.result), "stats": list(map(vars, stats))})
+        stats = [vars(answer.stats) for answer in made.choices.answers]
+        yield Event("end", {"usage": made.usage(), "stats": stats})
 
     async def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """See `Engine`."""
@@ -133,7 +138,7 @@ class OpenedAnswer:
     ) -> None:
         self._worker, self._metrics, self._made = worker, metrics, made
         self.opening, self.stop = opening, stop
-        self.warnings: Sequence[str] = ()
+        self.warnings: Sequence[str] = made.warnings
 
     @property
     def progress(self) -> Progress:
@@ -157,7 +162,7 @@ class OpenedAnswer:
             if not ended:
                 self._metrics.count("requests_cancelled")
             self.cancel()
-            self._metrics.add([self._made.answer.stats])
+            self._metrics.add([answer.stats for answer in self._made.choices.answers])
 
     def cancel(self) -> None:
         """See `Opened`."""
@@ -184,9 +189,7 @@ def card(llm: DiffusionGemma, name: str) -> Card:
 
 def draft_json(llm: DiffusionGemma, draft: Draft) -> JsonObject:
     """A draft as clients see it: one text per token up to the first end token."""
-    decoder = llm.tokenizer.decoder()
-    ends = [i for i, token in enumerate(draft.tokens) if token in llm.info.end_tokens]
-    n = ends[0] if ends else len(draft.tokens)
+    decoder, n = llm.tokenizer.decoder(), draft.end
     return {
         "canvas": draft.canvas,
         "step": draft.step,
