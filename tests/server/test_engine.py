@@ -20,7 +20,7 @@ USAGE = {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}
 class Opened:
     def __init__(self, ask: Ask) -> None:
         self.ask, self.cancelled, self.progress = ask, False, Progress()
-        self.warnings = ["top_p has no effect"] if "top_p" in ask.options else []
+        self.warnings = ask.options["warnings"]
         self.opening = [self.chunk({"role": "assistant"})] if ask.stream else []
 
     def chunk(self, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
@@ -119,8 +119,9 @@ def test_every_route_works_over_another_engine() -> None:
 
 
 def test_what_was_ignored_is_named_in_a_header() -> None:
-    (response,) = asked(Parrot(), ("POST", "/v1/chat/completions", {**BODY, "top_p": 0.5}))
-    assert response.headers["x-dgemma-warnings"] == "top_p has no effect"
+    (response,) = asked(Parrot(), ("POST", "/v1/chat/completions", {**BODY, "frobnicate": 0.5}))
+    told = "frobnicate is not known here and was ignored"
+    assert response.headers["x-dgemma-warnings"] == told
 
 
 def test_a_full_queue_says_when_to_come_again() -> None:

@@ -23,7 +23,10 @@ SLOW = {"confidence_threshold": 1e-30, "max_denoising_steps": 10_000}
 def running(
     path: Path, *options: object, before: str = ""
 ) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """A server and its address; `before` is Python that runs first, to shorten its patience."""
+    """A server and its address; `before` is Python that runs first, to shorten its patience.
+
+    What it wrote to standard error is the process's `said` in the end.
+    """
     process = subprocess.Popen(
         [
             *(
@@ -39,17 +42,18 @@ def running(
     )
     assert process.stderr is not None
     try:
-        address = None
+        address, said = None, ""
         while address is None:
             line = process.stderr.readline()
-            assert line, f"the server ended with {process.poll()}"
-            address = re.search(r"http://\S+", line)
-        yield address[0], process
+            assert line, f"the server ended with {process.wait(60)}: {said}"
+            said += line
+            address = re.search(r"dgemma: (http://\S+)", line)
+        yield address[1], process
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
         try:
-            process.wait(60)
+            process.said = said + process.communicate(timeout=60)[1]  # type: ignore[attr-defined]
         finally:
             process.kill()
             process.stderr.close()

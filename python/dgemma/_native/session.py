@@ -62,13 +62,15 @@ class Session:
 
     def __init__(self, model: Model, **params: Any) -> None:
         out, error = ffi.new("dg_session **"), ffi.new("dg_error *")
-        status = lib.dg_session_create(model.pointer(), session_params(**params), out, error)
+        given = session_params(**params)
+        status = lib.dg_session_create(model.pointer(), given, out, error)
         check(status, error)
         pid = os.getpid()
         self._session: Any = ffi.gc(out[0], lambda session: _free_session(session, pid))
         self._pid = pid
         self.n_ctx = int(lib.dg_session_n_ctx(out[0]))  # tokens of context, the canvas included
         self.n_threads = int(lib.dg_session_n_threads(out[0]))  # that it works with on the CPU
+        self.n_rewind = min(int(given.n_rewind), self.n_ctx)  # tokens that truncate can take back
         self._info = model.info
         self._calls = threading.Lock()  # held while C works on the session
         self._owner: int | None = None  # the thread that holds it

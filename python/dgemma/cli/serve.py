@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
 
 from ..generation.options import make_options
 from .shared import (
@@ -17,20 +19,59 @@ from .shared import (
 def add_parser(commands: Subparsers) -> None:
     """Registers the command."""
     parser = commands.add_parser("serve", help="serve the OpenAI API and a page")
-    parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-    parser.add_argument("--port", type=int, default=8080, help="default: %(default)s; 0: any")
-    parser.add_argument("--api-key", metavar="K", help="asked of every request but /health")
-    parser.add_argument(
+    _add_access_options(parser)
+    group = parser.add_argument_group("requests")
+    group.add_argument(
         "--max-queue",
         metavar="N",
         type=int,
         default=256,
         help="requests that may wait (default: %(default)s)",
     )
-    parser.add_argument("--alias", metavar="NAME", help="the model's name in the API")
+    group.add_argument(
+        "--sessions",
+        metavar="N",
+        type=int,
+        help="conversations whose beginnings are kept (default: what fits --session-memory)",
+    )
+    group.add_argument(
+        "--session-memory",
+        metavar="GIB",
+        type=float,
+        help="memory for them (default: a tenth of the machine's, and at most 8 sessions)",
+    )
+    group.add_argument(
+        "--strict", action="store_true", help="refuse options without effect and unknown fields"
+    )
+    group.add_argument("--alias", metavar="NAME", help="the model's name in the API")
     add_model_options(parser)
     add_sampling_options(parser)
     parser.set_defaults(run=run)
+
+
+def _add_access_options(parser: argparse.ArgumentParser) -> None:
+    """Where it listens, and who may ask."""
+    group = parser.add_argument_group("access")
+    group.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
+    group.add_argument("--port", type=int, default=8080, help="default: %(default)s; 0: any")
+    group.add_argument(
+        "--api-key", metavar="K", action="append", help="asked of every request but /health"
+    )
+    group.add_argument("--api-key-file", metavar="F", help="file with keys, one a line")
+    group.add_argument(
+        "--allowed-host",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="further name that the server may be addressed by; repeatable, * for any",
+    )
+    group.add_argument(
+        "--cors-origin",
+        metavar="ORIGIN",
+        action="append",
+        default=[],
+        help="web page that may ask, as https://name[:port]; repeatable, * for any",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,6 +82,12 @@ def run(args: argparse.Namespace) -> int:
         raise ImportError(
             f"serving needs the extra `server`: pip install 'dgemma[server]' ({problem})"
         ) from None
+    keys = api_keys(args.api_key, args.api_key_file)
+    for name in ("sessions", "session_memory", "max_queue"):
+        value = getattr(args, name)
+        if value is not None and value < (name == "sessions"):
+            raise ValueError(f"--{name.replace('_', '-')} is {value}: too small")
+    budget = args.session_memory
     with load_model(args) as llm:
         # What a request leaves open.
         options = sampling_options(args)
@@ -50,7 +97,29 @@ def run(args: argparse.Namespace) -> int:
             llm,
             host=args.host,
             port=args.port,
-            api_key=args.api_key,
+            api_keys=keys,
             max_queue=args.max_queue,
             alias=args.alias,
+            n_sessions=args.sessions,
+            session_bytes=None if budget is None else int(budget * 2**30),
+            allowed_hosts=args.allowed_host,
+            origins=args.cors_origin,
+            strict=args.strict,
         )
+
+
+def api_keys(given: Sequence[str] | None, path: str | None) -> list[str]:
+    """The keys of the command line and of a file; ValueError where one of them is none.
+
+    An empty key would open the server to everybody: `--api-key "$UNSET"` must not.
+    """
+    keys = list(given or [])
+    if any(not key.strip() for key in keys):
+        raise ValueError("--api-key is empty: give a key, or leave the option out for none")
+    if path is not None:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        if not found:
+            raise ValueError(f"--api-key-file {path} has no key: write one into it, one a line")
+        keys += found
+    return keys

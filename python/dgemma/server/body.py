@@ -72,6 +72,8 @@ def _reason(body: bytes, problem: ValueError) -> str:
     if "recursion" in text:
         return "it is nested too deeply"
     column = re.search(r"column (\d+)", text)
+    if "hex escape" in text:
+        return "it has half a surrogate pair, which is no Unicode"
     if "expected value" in text and column is not None:
         found = _NO_NUMBER.search(body, max(0, int(column[1]) - 12))
         return f"{found[0].decode()} is no JSON number" if found else text

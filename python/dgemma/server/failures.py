@@ -77,7 +77,7 @@ def failure(problem: BaseException) -> Failure:
     if isinstance(problem, BadRequestError):
         return Failure(
             problem.status,
-            "invalid_request_error",
+            "authentication_error" if problem.status == 401 else "invalid_request_error",
             message,
             problem.code,
             param,

@@ -77,7 +77,7 @@ def client_of(request: Request, user: object = None) -> str:
     """Who asks, so that the queue is fair: address, key, and the name that the request gives."""
     host = request.client.host if request.client else "?"
     key = request.headers.get("authorization") or request.headers.get("x-api-key") or ""
-    named = user if isinstance(user, str) else ""
+    named = "".join(filter(str.isprintable, user)) if isinstance(user, str) else ""
     return f"{host}{f' {hash(key) & 0xFFFF:04x}' if key else ''}{f' {named[:64]}' if named else ''}"
 
 

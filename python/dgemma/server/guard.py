@@ -31,7 +31,10 @@ class Guard:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """ASGI's entry."""
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+        # OPTIONS tells nothing but methods, and browsers send it without a key.
+        if scope["type"] == "http" and not (
+            scope["path"] in OPEN_PATHS or scope["method"] == "OPTIONS"
+        ):
             refused = self._refusal(HTTPConnection(scope))
             if refused is not None:
                 await refused(scope, receive, send)

@@ -27,7 +27,10 @@ class Job:
     """
 
     def __init__(
-        self, make: Callable[[Job], Iterator[Event]], cancel_work: Callable[[], None], client: str
+        self,
+        make: Callable[[Progress], Iterator[Event]],
+        cancel_work: Callable[[], None],
+        client: str,
     ) -> None:
         self.client, self.progress = client, Progress()
         self._make, self._cancel_work = make, cancel_work
@@ -43,7 +46,7 @@ class Job:
         problem: BaseException | None = None
         try:
             if self._running:
-                self._pass_on(self._make(self))
+                self._pass_on(self._make(self.progress))
         except Exception as failure:
             problem = failure
         finally:

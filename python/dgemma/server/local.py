@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+from .._native import Session
 from ..compat.chat import ChatCompletion
 from ..compat.completions import Completion
-from ..compat.requests import ChatOptions, CompletionOptions, accept
 from ..errors import CancelledError
-from ..generation.events import Draft
+from ..generation.events import Draft, Stats
+from ..generation.sessions import SessionPool, sessions_within
 from ..model import DiffusionGemma
 from .engine import Ask, Card, Event, JsonObject, Progress, QueueFullError
 from .jobs import Job, Worker
@@ -22,28 +24,42 @@ from .metrics import Metrics
 # Templates and encodings run here. More threads would make the event loop wait for its turn with
 # the interpreter, and one would let a long prompt hold up the others.
 N_PREPARING = 2
+MAX_SESSIONS = 8
 
 T = TypeVar("T")
-Made = ChatCompletion | Completion
 
 
 class LocalEngine:
-    """Answers from a model, one at a time; `max_queue` requests may wait."""
+    """Answers from a model, one at a time.
+
+    `max_queue` requests may wait. The beginnings of `n_sessions` conversations are kept; without a
+    number as many as fit `session_bytes`, or a tenth of the machine's memory, and at most
+    MAX_SESSIONS.
+    """
 
     def __init__(
-        self, llm: DiffusionGemma, *, name: str | None = None, max_queue: int = 256
+        self,
+        llm: DiffusionGemma,
+        *,
+        name: str | None = None,
+        max_queue: int = 256,
+        n_sessions: int | None = None,
+        session_bytes: int | None = None,
     ) -> None:
         self._llm = llm
-        self.card = card(llm, name or Path(llm.model_path).stem)
+        if n_sessions is None:
+            budget = machine_bytes() // 10 if session_bytes is None else session_bytes
+            n_sessions = min(MAX_SESSIONS, sessions_within(budget, llm.memory()))
+        self._pool = SessionPool(llm.default_session, llm.session, n_sessions)
+        self.card = card(llm, name or Path(llm.model_path).stem, n_sessions)
         self._metrics = Metrics()
         self._worker = Worker(max_queue)
         self._preparing = ThreadPoolExecutor(N_PREPARING, "dgemma-prepare")
 
     async def open(self, ask: Ask) -> OpenedAnswer:
         """See `Engine`."""
-        made, opening, chunks = await self._prepared(lambda: self._make(ask))
-        opened = OpenedAnswer(self._worker, self._metrics, made, opening, self._llm.cancel)
-        opened.job = Job(lambda job: self._events(job, made, chunks, ask), opened.stop, ask.client)
+        work = await self._prepared(lambda: _Work(self._llm, self._pool, ask, self.card.name))
+        opened = OpenedAnswer(self._worker, self._metrics, work, ask.client)
         try:
             self._worker.submit(opened.job)
         except QueueFullError:
@@ -53,40 +69,6 @@ class LocalEngine:
 
     async def _prepared(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._preparing, work)
-
-    def _make(self, ask: Ask) -> tuple[Made, list[JsonObject], Generator[Any, None, None] | None]:
-        kind = ChatOptions if ask.kind == "chat" else CompletionOptions
-        accepted = accept(ask.options, kind, unknown="ignore", also=("messages", "prompt"))
-        options = {**accepted.options, "model": self.card.name, "warnings": accepted.warnings}
-        options.pop("stream_options", None)  # the routes' business
-        made: Made
-        if ask.kind == "chat":
-            made = ChatCompletion(self._llm, options.pop("messages"), **options)
-        else:
-            made = Completion(self._llm, options.pop("prompt"), **options)
-        if not ask.stream:
-            return made, [], None
-        chunks = made.events()
-        # A conversation's first chunk says who speaks, and needs no model.
-        opening = [next(chunks)] if ask.kind == "chat" else []
-        return made, opening, chunks  # type: ignore[return-value]
-
-    def _events(
-        self, job: Job, made: Made, chunks: Generator[Any, None, None] | None, ask: Ask
-    ) -> Iterator[Event]:
-        job.progress.state = "reading"
-        if chunks is None:
-            yield Event("chunk", made.whole())
-        else:
-            with contextlib.closing(chunks):
-                for event in chunks:
-                    job.progress.state = "writing"
-                    if not isinstance(event, Draft):
-                        yield Event("chunk", event)
-                    elif ask.drafts:
-                        yield Event("draft", draft_json(self._llm, event))
-        stats = [vars(answer.stats) for answer in made.choices.answers]
-        yield Event("end", {"usage": made.usage(), "stats": stats})
 
     async def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """See `Engine`."""
@@ -107,15 +89,22 @@ class LocalEngine:
 
     def slots(self) -> list[JsonObject]:
         """See `Engine`."""
-        busy = self._worker.n_live > self._worker.n_waiting
-        return [{"id": 0, "n_ctx": self.card.n_ctx, "is_processing": busy}]
+        n_ctx = self.card.n_ctx
+        return [
+            {"id": s.id, "n_ctx": n_ctx, "is_processing": s.busy, "n_past": len(s.tokens)}
+            for s in self._pool.slots
+        ]
 
     def metrics(self) -> str:
         """See `Engine`."""
-        worker = self._worker
-        return self._metrics.text(
-            {"requests_live": worker.n_live, "requests_waiting": worker.n_waiting}
-        )
+        slots = self._pool.slots
+        gauges = {
+            "requests_live": self._worker.n_live,
+            "requests_waiting": self._worker.n_waiting,
+            "sessions": len(slots),
+            "cached_positions": sum(len(slot.tokens) for slot in slots),
+        }
+        return self._metrics.text(gauges)
 
     async def close(self) -> None:
         """See `Engine`."""
@@ -123,22 +112,66 @@ class LocalEngine:
         self._preparing.shutdown(wait=False, cancel_futures=True)
 
 
+class _Work:
+    """The answers to one request: checked and encoded here, made by the worker."""
+
+    def __init__(self, llm: DiffusionGemma, pool: SessionPool, ask: Ask, name: str) -> None:
+        self._llm, self._pool, self._ask = llm, pool, ask
+        self._session: Session | None = None
+        options = {**ask.options, "model": name}
+        options.pop("stream_options", None)  # the routes' business
+        self.made: ChatCompletion | Completion
+        if ask.kind == "chat":
+            self.made = ChatCompletion(llm, options.pop("messages"), **options)
+        else:
+            self.made = Completion(llm, options.pop("prompt"), **options)
+        self._chunks: Generator[Any, None, None] | None = None
+        self.opening: list[JsonObject] = []
+        if ask.stream:
+            self._chunks = self.made.events()  # type: ignore[assignment]
+        if self._chunks is not None and ask.kind == "chat":
+            # The first chunk of each choice says who speaks, and needs no model.
+            self.opening = [next(self._chunks) for _ in self.made.choices.answers]
+
+    @property
+    def stats(self) -> list[Stats]:
+        """What the answers took."""
+        return [answer.stats for answer in self.made.choices.answers]
+
+    def events(self, progress: Progress) -> Iterator[Event]:
+        """Makes the answers, in the session that knows most of the prompt."""
+        progress.state = "reading"
+        with self._pool.held(self.made.choices.prompts[0]) as self._session:
+            self.made.choices.use(self._session)
+            if self._chunks is None:
+                yield Event("chunk", self.made.whole())
+            else:
+                yield from self._streamed(self._chunks, progress)
+        stats = [vars(stats) for stats in self.stats]
+        yield Event("end", {"usage": self.made.usage(), "stats": stats})
+
+    def _streamed(self, chunks: Generator[Any, None, None], progress: Progress) -> Iterator[Event]:
+        with contextlib.closing(chunks):
+            for event in chunks:
+                progress.state = "writing"
+                if not isinstance(event, Draft):
+                    yield Event("chunk", event)
+                elif self._ask.drafts:
+                    yield Event("draft", draft_json(self._llm, event))
+
+    def cancel(self) -> None:
+        """Ends the call that works for these answers; only while `events` is read."""
+        if self._session is not None:
+            self._session.cancel()
+
+
 class OpenedAnswer:
     """A request in the queue of a `LocalEngine`; see `Opened`."""
 
-    job: Job
-
-    def __init__(
-        self,
-        worker: Worker,
-        metrics: Metrics,
-        made: Made,
-        opening: Sequence[JsonObject],
-        stop: Callable[[], None],
-    ) -> None:
-        self._worker, self._metrics, self._made = worker, metrics, made
-        self.opening, self.stop = opening, stop
-        self.warnings: Sequence[str] = made.warnings
+    def __init__(self, worker: Worker, metrics: Metrics, work: _Work, client: str) -> None:
+        self._worker, self._metrics, self._work = worker, metrics, work
+        self.opening, self.warnings = work.opening, work.made.warnings
+        self.job = Job(work.events, work.cancel, client)
 
     @property
     def progress(self) -> Progress:
@@ -162,14 +195,19 @@ class OpenedAnswer:
             if not ended:
                 self._metrics.count("requests_cancelled")
             self.cancel()
-            self._metrics.add([answer.stats for answer in self._made.choices.answers])
+            self._metrics.add(self._work.stats)
 
     def cancel(self) -> None:
         """See `Opened`."""
         self._worker.cancel(self.job)
 
 
-def card(llm: DiffusionGemma, name: str) -> Card:
+def machine_bytes() -> int:
+    """Memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def card(llm: DiffusionGemma, name: str, n_sessions: int = 1) -> Card:
     """What a loaded model is."""
     info = {n: v for n, v in vars(llm.info).items() if n != "sampling"}
     tokens = llm.tokenizer.tokens
@@ -184,6 +222,7 @@ def card(llm: DiffusionGemma, name: str) -> Card:
         chat_template=str(llm.metadata.get("tokenizer.chat_template") or ""),
         bos_token="" if bos is None else tokens[bos],
         eos_token=tokens[end[0]] if end else "",
+        n_slots=n_sessions,
     )
 
 

@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from ..generation.generate import Stats
+from ..generation.events import Stats
 
 _COUNTERS = {
     "requests": "Answers that were begun.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -11,7 +11,8 @@ from starlette.responses import Response
 from ..engine import Ask, Event, JsonObject, Opened
 from ..failures import BadRequestError, failure
 from ..front import Front, Json, client_of, closing, route, warned
-from ..schemas import ChatRequest, CompletionRequest, Generation
+from ..requests import chat_options, completion_options
+from ..schemas import Body, ChatRequest, CompletionRequest, Generation
 from ..streaming import DONE, comment, event, stream
 
 router = APIRouter()
@@ -62,33 +63,43 @@ def _entry(front: Front) -> JsonObject:
 async def chat(front: Front, request: Request) -> Response:
     """Answers a conversation."""
     asked = await front.read(request, ChatRequest)
-    return await _answer(front, request, asked, _options(asked))
+    options = chat_options(asked.given(), strict=front.settings.strict)
+    return await _answer(front, request, asked, "chat", options)
 
 
 @route(router, "POST", "/v1/completions", "/completions", body=CompletionRequest)
 async def complete(front: Front, request: Request) -> Response:
     """Continues a text, or each of several."""
     asked = await front.read(request, CompletionRequest)
-    return await _answer(front, request, asked, _options(asked))
+    options = completion_options(asked.given(), strict=front.settings.strict)
+    return await _answer(front, request, asked, "completion", options)
 
 
-def _options(asked: Generation) -> dict[str, Any]:
-    options = asked.given()
-    for name in ("model", "stream", "stream_options", "drafts", "parallel_tool_calls"):
-        options.pop(name, None)
-    for name in ("user", "metadata", "store"):
-        options.pop(name, None)
-    options.update(options.pop("chat_template_kwargs", {}))
-    if "max_completion_tokens" in options:
-        options["max_tokens"] = options.pop("max_completion_tokens")
-    return options
+@route(router, "POST", "/v1/embeddings", "/embeddings", body=Body)
+async def embed(front: Front, request: Request) -> Response:
+    """Refused: the model writes text."""
+    raise BadRequestError(
+        "DiffusionGemma gives no embeddings: it was trained to write text. "
+        "Use a model that was made for them",
+        501,
+        code="unsupported",
+    )
 
 
 async def _answer(
-    front: Front, request: Request, asked: ChatRequest | CompletionRequest, options: dict[str, Any]
+    front: Front,
+    request: Request,
+    asked: Generation,
+    kind: Literal["chat", "completion"],
+    options: dict[str, Any],
 ) -> Response:
+    stream_options = options.pop("stream_options", None)
+    if stream_options is not None and not isinstance(stream_options, dict):
+        raise BadRequestError(
+            "stream_options must be an object", param="stream_options", code="invalid_type"
+        )
     ask = Ask(
-        kind="chat" if isinstance(asked, ChatRequest) else "completion",
+        kind=kind,
         options=options,
         stream=bool(asked.stream),
         drafts=bool(asked.drafts),
@@ -98,7 +109,7 @@ async def _answer(
         opened, made, _ = await front.whole(request, ask)
         return Json(made.data, headers=warned(opened.warnings))
     opened = await front.engine.open(ask)
-    with_usage = bool((asked.stream_options or {}).get("include_usage"))
+    with_usage = bool((stream_options or {}).get("include_usage"))
     parts = _parts(opened, with_usage)
     return stream(parts, lambda: comment(opened.progress), warned(opened.warnings))
 
@@ -108,6 +119,8 @@ async def _parts(opened: Opened, with_usage: bool) -> AsyncIterator[bytes]:
 
     def chunk(value: JsonObject) -> bytes:
         nonlocal head
+        if not head and opened.warnings:
+            value = {**value, "warnings": list(opened.warnings)}
         head = {n: value[n] for n in ("id", "object", "created", "model")}
         return event({**value, "usage": None} if with_usage else value)
 
