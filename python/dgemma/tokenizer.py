@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import tokenizers
 
 from .errors import ModelFileError
+from .marks import MarkedText, delimiters, spelled_with, translated
 
 # Token types, as GGUF numbers them.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -53,6 +54,10 @@ class Tokenizer:
         control = self._of_type(CONTROL)
         self._plain = _any_of(written)
         self._marked = _any_of(written + control)
+        own = control_tokens(keys)
+        spelled = spelled_with(own, delimiters(own))
+        self._template = _any_of(spelled)
+        self._text = _any_of([token for token in written if token not in set(own)])
 
     def _of_type(self, type: int) -> list[str]:
         return [self.tokens[id] for id, its_type in enumerate(self._types) if its_type == type]
@@ -67,7 +72,8 @@ class Tokenizer:
     def encode(self, text: str, *, add_bos: bool = False, special: bool = True) -> list[int]:
         """Token ids of a text.
 
-        `special`: control tokens such as `<|turn>` are recognised where they are spelled out.
+        `special`: control tokens such as `<|turn>` are recognised where they are spelled out; in a
+        `MarkedText`, as chat templates write them, only where the template wrote them.
         `add_bos`: the begin token stands first, unless the text already begins with it.
         """
         try:
@@ -76,16 +82,24 @@ class Tokenizer:
             raise ValueError(
                 f"the text has half a surrogate pair at position {problem.start}: it is no Unicode"
             ) from None
-        split = self._marked if special else self._plain
-        ids: list[int] = []
-        # With one group, re.split alternates between plain text and the tokens found.
-        for index, piece in enumerate(split.split(text) if split else [text]):
-            if index % 2:
-                ids.append(self._ids[piece])
-            elif piece:
-                ids.extend(self._bpe.encode(piece, add_special_tokens=False).ids)
+        if special and isinstance(text, MarkedText):
+            ids: list[int] = []
+            for piece, is_token in _pieces(self._template, text.marked):
+                plain = piece if is_token else translated(piece, text.symbols)
+                ids += [self._ids[piece]] if is_token else self._encoded(self._text, plain)
+        else:
+            ids = self._encoded(self._marked if special else self._plain, text)
         if add_bos and self.bos is not None and ids[:1] != [self.bos]:
             ids.insert(0, self.bos)
+        return ids
+
+    def _encoded(self, tokens: re.Pattern[str] | None, text: str) -> list[int]:
+        ids: list[int] = []
+        for piece, is_token in _pieces(tokens, text):
+            if is_token:
+                ids.append(self._ids[piece])
+            else:
+                ids.extend(self._bpe.encode(piece, add_special_tokens=False).ids)
         return ids
 
     def token_bytes(self, id: int, *, special: bool = False) -> bytes:
@@ -109,6 +123,26 @@ class Tokenizer:
     def decoder(self) -> Decoder:
         """A decoder that is fed bit by bit."""
         return Decoder(self)
+
+
+def control_tokens(keys: Mapping[str, Any]) -> list[str]:
+    """The tokens of a file that mean something where a chat template writes them.
+
+    These are its control tokens, those that answers are taken apart by, and others of its own that
+    are spelled like them or that its template mentions.
+    """
+    tokens = keys.get("tokenizer.ggml.tokens") or ()
+    types = keys.get("tokenizer.ggml.token_type") or ()
+    sources = [v for k, v in keys.items() if k.startswith("tokenizer.chat_template")]
+    templates = "".join(source for source in sources if isinstance(source, str))
+    return [
+        token
+        for token, type in zip(tokens, types, strict=False)
+        if type == CONTROL
+        or (type == USER_DEFINED and not token.isspace() and "▁" not in token
+            and (token in TEXT_TOKENS or token[:2] == "<|" or token[-2:] == "|>"
+                 or token in templates))
+    ]  # fmt: skip
 
 
 class Decoder:
@@ -150,6 +184,14 @@ def _bpe(ids: dict[str, int], lines: list[str]) -> tokenizers.Tokenizer:
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.normalizer = tokenizers.normalizers.Replace(" ", "▁")
     return tokenizer
+
+
+def _pieces(tokens: re.Pattern[str] | None, text: str) -> Iterator[tuple[str, bool]]:
+    """The text in pieces, and of each whether it is one of the tokens."""
+    # With one group, re.split alternates between plain text and the tokens found.
+    for index, piece in enumerate(tokens.split(text) if tokens else [text]):
+        if piece:
+            yield piece, index % 2 == 1
 
 
 def _any_of(tokens: list[str]) -> re.Pattern[str] | None:

@@ -151,7 +151,9 @@ def test_the_sandbox_renders_the_published_template_as_transformers_does(
 
 def test_the_tiny_models_template_is_the_built_in_one(tiny: Path) -> None:
     package = Path(dgemma.__file__).parent
-    assert (tiny / "chat_template.jinja").read_text() == (package / "gemma4.jinja").read_text()
+    assert (tiny / "chat_template.jinja").read_text() == (
+        package / "chat" / "gemma4.jinja"
+    ).read_text()
 
 
 def test_responses_as_messages_of_their_own_read_alike(tiny: Path) -> None:

@@ -1,244 +1,198 @@
-"""Renders templates that come out of model files, and may be hostile, within bounds.
+"""Renders templates that come out of model files, and may be hostile, in a process of their own.
 
-jinja2's immutable sandbox keeps a template away from Python. What it does not bound is time and
-memory, so here every loop, call, filter and joined text checks a deadline, and every value that
-passes through them is weighed.
+jinja2's sandbox keeps a template away from Python, but not from powers, paddings and loops that
+take all time and memory there is. So it is rendered by a worker that may use MAX_BYTES and has
+MAX_SECONDS: one that takes longer, or dies, is replaced.
 """
 
 from __future__ import annotations
 
-import functools
-import re
+import contextlib
+import json
+import os
+import selectors
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import weakref
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from ..errors import ChatTemplateError
+from ..marks import MarkedText, delimiters, protect
+from .worker import Renderer, frame
 
 MAX_SECONDS = 5.0
-MAX_WEIGHT = 16 * 2**20  # of one value: characters, and 16 for each element; also of the output
-# What chat templates use. The rest of jinja2's filters are for web pages, and some are slow.
-# fmt: off
-FILTERS = (
-    "abs", "attr", "batch", "capitalize", "count", "d", "default", "dictsort", "e", "escape",
-    "first", "float", "groupby", "indent", "int", "items", "join", "last", "length", "list",
-    "lower", "map", "max", "min", "reject", "rejectattr", "replace", "reverse", "round",
-    "safe", "select", "selectattr", "sort", "string", "sum", "title", "tojson", "trim",
-    "unique", "upper",
-)
-# fmt: on
-_WIDE_FIELD = re.compile(r"\d{5}|\*")  # "%99999d" asks for memory without a large argument
+START_SECONDS = 60.0  # to start Python and jinja2, on a machine that does much else
+MAX_BYTES = 512 * 2**20  # of the worker's address space
+MAX_SIZE = 16 * 2**20  # characters of what a template writes
+_MAX_FRAME = 16 * MAX_SIZE
 
-
-def _refuse(what: str) -> ChatTemplateError:
-    return ChatTemplateError(f"the chat template {what}; it does not look like a real template")
-
-
-def weigh(value: Any) -> None:
-    """Raises where a value, however nested, is heavier than MAX_WEIGHT."""
-    weight, pending = 0, [value]
-    while pending:
-        item = pending.pop()
-        weight += 16
-        if isinstance(item, str | bytes):
-            weight += len(item)
-        elif isinstance(item, int):
-            weight += item.bit_length() // 4
-        elif isinstance(item, Mapping):
-            weight += 16 * len(item)
-            pending.extend(item.values())
-        elif isinstance(item, list | tuple | set | frozenset):
-            weight += 16 * len(item)
-            pending.extend(item)
-        if weight > MAX_WEIGHT:
-            raise _refuse("makes a value that is too large")
-
-
-class _Environment(ImmutableSandboxedEnvironment):
-    """The sandbox, with a deadline and a weight limit; `deadline` is set before each rendering."""
-
-    intercepted_binops = frozenset(["+", "*", "**", "%"])
-    deadline = 0.0
-
-    def __init__(self) -> None:
-        super().__init__(
-            trim_blocks=True,
-            lstrip_blocks=True,
-            extensions=[loopcontrols],
-            finalize=self._finalize,
-        )
-        self.filters = {name: self._bounded(self.filters[name]) for name in FILTERS}
-        self.filters["bounded_loop"] = self._loop
-        self.filters["bounded_text"] = self._finalize
-        for unused in ("lipsum", "cycler", "joiner"):
-            del self.globals[unused]
-        self.globals["raise_exception"] = _raise_exception
-        self.globals["strftime_now"] = _strftime_now
-
-    def tick(self) -> None:
-        if time.monotonic() > self.deadline:
-            raise _refuse(f"takes longer than {MAX_SECONDS:g} seconds")
-
-    def _finalize(self, value: Any) -> Any:
-        self.tick()
-        weigh(value)
-        return value
-
-    def _loop(self, items: Any) -> _Ticking:
-        self.tick()
-        items = self._whole(items)
-        weigh(items)
-        return _Ticking(self, items)
-
-    def _arguments(self, values: list[Any]) -> None:
-        self.tick()
-        for value in values:
-            if isinstance(value, int) and abs(value) > MAX_WEIGHT:
-                raise _refuse(f"asks for {value} characters or elements")
-            weigh(value)
-        # Replacing and joining can repeat one argument for every element of another.
-        sizes = sorted((len(v) for v in values if hasattr(v, "__len__")), reverse=True)
-        if len(sizes) > 1 and (sizes[0] + 1) * sizes[1] > 16 * MAX_WEIGHT:
-            raise _refuse("joins values that are too large")
-
-    def _bounded(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        n_own = 1 if hasattr(function, "jinja_pass_arg") else 0  # jinja2's context or environment
-
-        @functools.wraps(function)
-        def checked(*args: Any, **kwargs: Any) -> Any:
-            values = [self._whole(value) for value in args[n_own:]]
-            self._arguments([*values, *kwargs.values()])
-            result = function(*args[:n_own], *values, **kwargs)
-            weigh(result)
-            return result
-
-        return checked
-
-    def _whole(self, value: Any) -> Any:
-        """A generator's elements as a list, so that they can be weighed."""
-        return list(_take(self, value)) if isinstance(value, Iterator) else value
-
-    def call(self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        """Calls a function, method or macro of the template."""
-        owner = getattr(__obj, "__self__", None)
-        values = [self._whole(value) for value in args]
-        own = [owner] if isinstance(owner, str) else []
-        self._arguments([*own, *values, *kwargs.values()])
-        result = super().call(__context, __obj, *values, **kwargs)
-        weigh(result)
-        return result
-
-    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        """Guards `"…".format`, which jinja2 asks about at every access to a method of a text."""
-        if getattr(value, "__name__", "") in ("format", "format_map"):
-            self._format(str(value.__self__))
-        return super().wrap_str_format(value)
-
-    def _format(self, text: str) -> None:
-        if _WIDE_FIELD.search(text):
-            raise _refuse("formats text with a very wide field")
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Applies an arithmetic operator."""
-        self.tick()
-        if operator == "**" and not (isinstance(right, int | float) and abs(right) <= 64):
-            raise _refuse("raises to a very high power")
-        if operator == "%" and isinstance(left, str):
-            self._format(left)
-        if operator == "*":
-            for many, times in ((left, right), (right, left)):
-                repeats = isinstance(many, str | list | tuple) and isinstance(times, int)
-                if repeats and len(many) * times > MAX_WEIGHT:
-                    raise _refuse("repeats a value too often")
-        result = super().call_binop(context, operator, left, right)
-        weigh(result)
-        return result
-
-    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        tree = super()._parse(source, name, filename)
-        for loop in tree.find_all(nodes.For):
-            loop.iter = _filtered(loop.iter, "bounded_loop")
-        for parent in list(tree.find_all(nodes.Node)):
-            for field, value in parent.iter_fields():
-                if isinstance(value, list):
-                    value[:] = [_bounded_text(item) for item in value]
-                else:
-                    setattr(parent, field, _bounded_text(value))
-        return tree
-
-
-class _Ticking:
-    """Elements that check the deadline as they are taken; sized, because `loop.last` asks."""
-
-    def __init__(self, environment: _Environment, items: Any) -> None:
-        self._environment, self._items = environment, items
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __iter__(self) -> Iterator[Any]:
-        return _take(self._environment, self._items)
-
-
-def _take(environment: _Environment, items: Iterable[Any]) -> Iterator[Any]:
-    for item in items:
-        environment.tick()
-        yield item
-
-
-def _bounded_text(node: Any) -> Any:
-    return _filtered(node, "bounded_text") if isinstance(node, nodes.Concat) else node
-
-
-def _filtered(node: Any, name: str) -> nodes.Filter:
-    return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
-
-
-def _raise_exception(message: object) -> None:
-    raise ChatTemplateError(f"the chat template refuses these messages: {message}")
-
-
-def _strftime_now(format: str) -> str:
-    if _WIDE_FIELD.search(format) or len(format) > 200:
-        raise _refuse("formats a date oddly")
-    return time.strftime(format)
+# Makes the packages around the worker without running what is in them, which loads the engine.
+_START = """
+import json, runpy, sys, types
+folder, path = sys.argv[2], json.loads(sys.argv[3])
+sys.path[:] = path
+for name, place in (("dgemma", folder), ("dgemma.chat", folder + "/chat")):
+    package = sys.modules[name] = types.ModuleType(name)
+    package.__path__ = [place]
+runpy.run_module("dgemma.chat.worker", run_name="__main__")
+"""
+_ENVIRONMENT = ("TZ", "LANG", "LC_ALL", "LC_TIME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 
 
 class Template:
-    """One template; ChatTemplateError where it cannot be read or rendered."""
+    """One template; ChatTemplateError where it cannot be read or rendered.
 
-    def __init__(self, source: str) -> None:
-        self._environment = _Environment()
-        self._lock = threading.Lock()  # the deadline belongs to one rendering at a time
-        try:
-            weigh(source)
-            self._template = self._environment.from_string(source)
-        except (jinja2.TemplateError, RecursionError, SyntaxError) as problem:
-            raise ChatTemplateError(f"the chat template cannot be read: {problem}") from problem
+    `control_tokens`: what its values may spell out without meaning it.
+    """
 
-    def render(self, **variables: Any) -> str:
-        """The text for these variables."""
+    def __init__(self, source: str, control_tokens: Iterable[str] = ()) -> None:
+        self._source = source
+        self._delimiters = delimiters(control_tokens)
+        self._lock = threading.Lock()  # one rendering at a time
+        self._worker: _Worker | _Here | None = None
         with self._lock:
-            self._environment.deadline = time.monotonic() + MAX_SECONDS
-            pieces, size = [], 0
-            try:
-                for piece in self._template.generate(**variables):
-                    size += len(piece)
-                    if size > MAX_WEIGHT:
-                        raise _refuse(f"writes more than {MAX_WEIGHT} characters")
-                    pieces.append(piece)
-            except ChatTemplateError:
-                raise
-            except MemoryError as problem:
-                raise _refuse("needs too much memory") from problem
-            except Exception as problem:  # a template can fail in any way that an expression can
-                raise ChatTemplateError(
-                    f"the chat template does not work with these messages: {problem}"
-                ) from problem
-        return "".join(pieces)
+            self._ready()
+
+    def render(self, values: Mapping[str, Any] | None = None, /, **variables: Any) -> MarkedText:
+        """The text for these variables.
+
+        `values` come from outside, the keyword arguments from the file: only in the former do
+        control tokens mean nothing.
+        """
+        known = f"{self._source}{variables}"
+        own, symbols = protect(values or {}, self._delimiters, known)
+        asked = {"variables": {**variables, **own}, "symbols": symbols, "max_size": MAX_SIZE}
+        # A template that uses its time up must not keep every thread of a server waiting.
+        if not self._lock.acquire(timeout=4 * MAX_SECONDS):
+            raise ChatTemplateError("the chat template is too slow for so many conversations")
+        try:
+            return MarkedText(self._asked(self._ready(), asked, MAX_SECONDS), symbols)
+        finally:
+            self._lock.release()
+
+    def _ready(self) -> _Worker | _Here:
+        """The worker, with the template in it."""
+        if self._worker is None or not self._worker.usable():
+            self._worker = _Worker() if _can_start() else _Here()
+            self._asked(self._worker, {"source": self._source}, MAX_SECONDS)
+        return self._worker
+
+    def _asked(self, worker: _Worker | _Here, value: Any, seconds: float) -> str:
+        try:
+            answer = worker.ask(value, seconds)
+        except BaseException:  # also Ctrl-C: what it would answer next belongs to this question
+            worker.end()
+            self._worker = None
+            raise
+        if not isinstance(answer, dict) or not isinstance(answer.get("text"), str):
+            if "source" in value:
+                worker.end()
+                self._worker = None
+            raise ChatTemplateError(str(answer["error"]))
+        return str(answer["text"])
+
+
+def _can_start() -> bool:
+    """Whether `sys.executable` is Python: in a program made into one file it is that program."""
+    return bool(sys.executable) and not getattr(sys, "frozen", False) and os.name == "posix"
+
+
+class _Here:
+    """In place of a worker where none can be started: nothing bounds the template's time."""
+
+    def __init__(self) -> None:
+        self._renderer = Renderer()
+
+    def usable(self) -> bool:
+        return True
+
+    def ask(self, value: Any, _: float) -> Any:
+        value = json.loads(json.dumps(value))
+        if "source" in value:
+            return self._renderer.compile(value["source"])
+        return self._renderer.render(value["variables"], value["symbols"], value["max_size"])
+
+    def end(self) -> None:
+        pass
+
+
+class _Worker:
+    """The process, and the two pipes to it."""
+
+    def __init__(self) -> None:
+        folder = str(Path(__file__).parent.parent)
+        path = [os.path.abspath(entry) for entry in sys.path]
+        # fmt: off
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _START, str(MAX_BYTES), folder, json.dumps(path)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd="/",
+            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+        )
+        # fmt: on
+        self._owner = os.getpid()
+        self._end = weakref.finalize(self, _end, self._process, self._owner)
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            os.set_blocking(pipe.fileno(), False)
+        self._started = False
+
+    def usable(self) -> bool:
+        """Whether it runs, and belongs to this process and not to the one that was forked."""
+        return self._owner == os.getpid() and self._process.poll() is None
+
+    def end(self) -> None:
+        """Kills it."""
+        self._end()
+
+    def ask(self, value: Any, seconds: float) -> Any:
+        """What it answers; ChatTemplateError where that takes too long or does not come."""
+        if not self._started:
+            self._exchange(frame({"source": ""}), START_SECONDS, "did not start")
+            self._started = True
+        return self._exchange(
+            frame(value), seconds,
+            f"takes longer than {seconds:g} seconds; it does not look like a real template",
+        )  # fmt: skip
+
+    def _exchange(self, data: bytes, seconds: float, late: str) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        deadline = time.monotonic() + seconds
+        sending, answer, wanted = memoryview(data), bytearray(), 8
+        with selectors.DefaultSelector() as ready:
+            ready.register(self._process.stdin, selectors.EVENT_WRITE)
+            ready.register(self._process.stdout, selectors.EVENT_READ)
+            while len(answer) < wanted:
+                events = ready.select(max(0.0, deadline - time.monotonic()))
+                if not events:
+                    raise ChatTemplateError(f"the chat template {late}")
+                for key, _ in events:
+                    if key.fileobj is self._process.stdin:
+                        with contextlib.suppress(BrokenPipeError):
+                            sending = sending[os.write(key.fd, sending[:65536]) :]
+                        if not sending:
+                            ready.unregister(key.fileobj)
+                        continue
+                    read = os.read(key.fd, 1 << 20)
+                    if not read:
+                        raise ChatTemplateError("the chat template ended the process that ran it")
+                    answer += read
+                    if wanted == 8 and len(answer) >= 8:
+                        wanted = 8 + int.from_bytes(answer[:8], "little")
+                        if wanted > _MAX_FRAME:
+                            raise ChatTemplateError("the chat template writes too much")
+        return json.loads(answer[8:])
+
+
+def _end(process: subprocess.Popen[bytes], owner: int) -> None:
+    if os.getpid() == owner and process.poll() is None:
+        process.kill()
+        process.wait()
+    for pipe in (process.stdin, process.stdout):
+        with contextlib.suppress(OSError):
+            assert pipe is not None
+            pipe.close()
