@@ -85,7 +85,7 @@ static int64_t place_of(const head_job *job, int64_t row) {
 
 /* ---- One vocabulary block ----------------------------------------------------------------------------------- */
 
-/* Rounding to 13 bits is well below what a quantised table has lost already; float tables are left as they are. */
+/* Rounding to 13 bits is well below what a quantized table has lost already; float tables are left as they are. */
 static bool is_narrow(const dg_backend *backend) {
     return backend->kernels->has_narrow && dg_form_of(backend->kernels, &backend->model->token_embd).integer;
 }
