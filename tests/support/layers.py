@@ -22,7 +22,7 @@ PYTHON_ORDER = (
     ("_native",),
     ("gguf_file", "quants"),
     ("importance",),
-    ("hub",),
+    ("hub", "marks"),
     ("tokenizer",),
     ("tools",),
     ("chat",),
