@@ -10,8 +10,6 @@ typedef struct dg_denoiser {
     bool active; /* begun and not done */
 } dg_denoiser;
 
-dg_status dg_sampling_check(const dg_sampling *sampling, dg_error *error);
-
 dg_status dg_denoiser_create(const dg_model *model, dg_denoiser *denoiser, dg_error *error);
 void dg_denoiser_free(dg_denoiser *denoiser);
 

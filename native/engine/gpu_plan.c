@@ -7,7 +7,7 @@
 #include "base/error.h"
 #include "cuda/layout.h"
 #include "device/placement.h"
-#include "engine/forward.h"
+#include "engine/operations.h"
 
 /* Where no device is asked: as many multiprocessors as the largest have. More would only matter to tiny models. */
 #define MULTIPROCESSORS 192

@@ -161,8 +161,6 @@ dg_status dg_canvas_begin(dg_session *session, const dg_canvas_params *given, dg
     dg_canvas_params params = dg_canvas_params_default(session->model);
     if (given != NULL) memcpy(&params, given, given->size < sizeof params ? given->size : sizeof params);
     params.size = sizeof params;
-    if (params.canvas < 0)
-        return dg_fail(error, DG_ERROR_ARGUMENT, "canvas is %d; expected its number, 0 or more", params.canvas);
     return dg_denoiser_begin(&session->denoiser, &params, error);
 }
 

@@ -4,7 +4,7 @@
 
 #include "base/error.h"
 #include "base/machine.h"
-#include "engine/forward.h"
+#include "engine/operations.h"
 
 #define MAX_BATCH 65536
 

@@ -37,6 +37,10 @@
 _Static_assert(TILE_ROWS == 6, "add the other sizes");
 #endif
 
+#ifndef HAS_ROW_PAIRS
+#define HAS_ROW_PAIRS 0 /* only a simd_*.h whose products take two rows at a time says 1 */
+#endif
+
 /* Each uses the ones before it. */
 #include "cpu/kernels/layout.h"
 
