@@ -24,7 +24,7 @@ class Completion(Completions):
     """The completions of one text, or of several: `n` choices for each, in their order.
 
     `prompt`: a text, token ids, or a list of either. `suffix` fills a gap of `max_tokens` tokens
-    before it.
+    before it; `suffix_in_text`: it stands behind the answer, as in llama-cpp-python.
     """
 
     def __init__(
@@ -34,6 +34,7 @@ class Completion(Completions):
         *,
         max_tokens: int | None = 16,
         suffix: str | None = None,
+        suffix_in_text: bool = True,
         echo: bool = False,
         model: str | None = None,
         n: int | None = None,
@@ -48,7 +49,7 @@ class Completion(Completions):
             options["pinned"], max_tokens = _behind_gap(llm, suffix, max_tokens)
         self._n = choices(n)
         self.choices = llm.choices(prompts, n=self._n, max_tokens=max_tokens, **options)
-        self._after = suffix or ""
+        self._after = suffix if suffix and suffix_in_text else ""
         self._before = [""] * len(prompts)
         if echo:
             decode = llm.tokenizer.decode

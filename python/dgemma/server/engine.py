@@ -129,6 +129,9 @@ class Engine(Protocol):
     async def render(self, messages: Sequence[Any], **options: Any) -> str:
         """The prompt for a conversation; `options` are those of `ChatTemplate.render`."""
 
+    async def count(self, messages: Sequence[Any], **options: Any) -> int:
+        """Tokens of the prompt for a conversation."""
+
     def slots(self) -> list[JsonObject]:
         """The conversations whose beginnings are kept, and what each is doing."""
 

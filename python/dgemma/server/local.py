@@ -87,6 +87,13 @@ class LocalEngine:
         """See `Engine`."""
         return await self._prepared(lambda: self._llm.chat_template.render(messages, **options))
 
+    async def count(self, messages: Sequence[Any], **options: Any) -> int:
+        """See `Engine`."""
+        llm = self._llm
+        return await self._prepared(
+            lambda: len(llm.encode_prompt(llm.chat_template.render(messages, **options)))
+        )
+
     def slots(self) -> list[JsonObject]:
         """See `Engine`."""
         n_ctx = self.card.n_ctx
@@ -124,7 +131,7 @@ class _Work:
         if ask.kind == "chat":
             self.made = ChatCompletion(llm, options.pop("messages"), **options)
         else:
-            self.made = Completion(llm, options.pop("prompt"), **options)
+            self.made = Completion(llm, options.pop("prompt"), suffix_in_text=False, **options)
         self._chunks: Generator[Any, None, None] | None = None
         self.opening: list[JsonObject] = []
         if ask.stream:

@@ -22,7 +22,7 @@ _NOTES = frozenset((
     *("background", "extra_body"),
 ))  # fmt: skip
 # Other names of the same option.
-_RENAMED = {"n_predict": "max_tokens", "max_new_tokens": "max_tokens", "stop_sequences": "stop"}
+_RENAMED = {"max_new_tokens": "max_tokens", "stop_sequences": "stop"}
 _NAME = re.compile(r"[^\s{}<>\"|:]{1,256}\Z")
 _NO_THINKING = ("none", "minimal", "off")
 MAX_TOOLS = 256

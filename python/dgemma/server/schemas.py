@@ -82,6 +82,69 @@ class CompletionRequest(Generation):
     echo: bool | None = False
 
 
+class ResponsesRequest(Body):
+    """`/v1/responses`."""
+
+    input: str | list[Any] = Field(description="a text, or the items of the conversation")
+    instructions: str | None = None
+    model: Any = None
+    stream: bool | None = False
+    max_output_tokens: Whole = None
+    temperature: Number = None
+    tools: list[dict[str, Any]] | None = Field(default=None, max_length=256)
+    tool_choice: Any = None
+    reasoning: dict[str, Any] | None = None
+    text: dict[str, Any] | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class CountRequest(Body):
+    """`/v1/messages/count_tokens`."""
+
+    messages: Messages
+    system: str | list[Any] | None = None
+    model: Any = None
+    tools: list[dict[str, Any]] | None = Field(default=None, max_length=256)
+    tool_choice: dict[str, Any] | None = None
+    thinking: dict[str, Any] | None = None
+    metadata: dict[str, Any] | None = None
+    output_config: dict[str, Any] | None = None
+
+
+class MessagesRequest(CountRequest):
+    """`/v1/messages`."""
+
+    max_tokens: Whole = None
+    stream: bool | None = False
+    stop_sequences: list[str] | None = None
+    temperature: Number = None
+
+
+class LlamaRequest(Body):
+    """`/completion`."""
+
+    prompt: str | list[Any] = Field(description="a text, or token ids")
+    n_predict: Whole = None
+    stream: bool | None = False
+    stop: Texts = None
+    seed: Whole = None
+    temperature: Number = None
+
+
+class InfillRequest(Body):
+    """`/infill`."""
+
+    input_prefix: str
+    input_suffix: str
+    input_extra: list[dict[str, Any]] | None = None
+    prompt: str | None = None
+    n_predict: Whole = None
+    stream: bool | None = False
+    stop: Texts = None
+    seed: Whole = None
+    temperature: Number = None
+
+
 class TokenizeRequest(Body):
     """`/tokenize`."""
 

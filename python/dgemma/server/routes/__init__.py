@@ -1,7 +1,13 @@
 """The endpoints, by whose API they are."""
 
-from . import llama, openai, service
+from . import anthropic, llama, openai, responses, service
 
-ROUTERS = (service.router, openai.router, llama.router)
+ROUTERS = (
+    service.router,
+    openai.router,
+    responses.router,
+    anthropic.router,
+    llama.router,
+)
 
 __all__ = ["ROUTERS"]

@@ -2,20 +2,129 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter, Request
+from starlette.responses import Response
 
-from ..front import Front, route
-from ..schemas import DetokenizeRequest, TemplateRequest, TokenizeRequest
+from ..engine import Ask, JsonObject, Opened
+from ..failures import BadRequestError, failure
+from ..front import Front, Json, client_of, closing, route, warned
+from ..requests import completion_options
+from ..schemas import (
+    DetokenizeRequest,
+    InfillRequest,
+    LlamaRequest,
+    TemplateRequest,
+    TokenizeRequest,
+)
+from ..streaming import comment, event, stream
 
 router = APIRouter()
+
+MAX_TOKENIZE = 2**20  # characters
+
+
+@route(router, "POST", "/completion", body=LlamaRequest)
+async def complete(front: Front, request: Request) -> Response:
+    """Continues a text, in llama.cpp's own form."""
+    given = (await front.read(request, LlamaRequest)).given()
+    given.setdefault("max_tokens", -1)  # llama.cpp's default: until the model ends
+    return await _answer(front, request, given)
+
+
+@route(router, "POST", "/infill", body=InfillRequest)
+async def infill(front: Front, request: Request) -> Response:
+    """Fills the gap between a prefix and a suffix, whose beginning is pinned on the canvas."""
+    given = (await front.read(request, InfillRequest)).given()
+    before = [
+        f"{extra.get('filename', '')}\n{extra['text']}\n"
+        for extra in given.pop("input_extra", [])
+        if isinstance(extra.get("text"), str)
+    ]
+    suffix = given.pop("input_suffix")
+    prompt = "".join([*before, given.pop("input_prefix"), given.pop("prompt", "")])
+    n_predict = given.get("n_predict", -1)
+    if n_predict == -1:
+        given["n_predict"] = front.engine.card.canvas_length // 2
+    if suffix:
+        given["suffix"] = suffix
+    return await _answer(front, request, {**given, "prompt": prompt})
+
+
+async def _answer(front: Front, request: Request, given: dict[str, Any]) -> Response:
+    if "n_predict" in given:
+        given["max_tokens"] = given.pop("n_predict")
+    options = completion_options(given, strict=front.settings.strict)
+    streamed = bool(given.get("stream"))
+    ask = Ask("completion", options, streamed, client=client_of(request))
+    card = front.engine.card
+    if not streamed:
+        opened, made, end = await front.whole(request, ask)
+        texts = [choice["text"] for choice in made.data["choices"]]
+        reason = made.data["choices"][0]["finish_reason"]
+        whole = {**_last(card.name, texts[0], reason, end.data), "index": 0}
+        headers = warned(opened.warnings)
+        return Json(whole, headers=headers)
+    opened = await front.engine.open(ask)
+    parts = _parts(opened, card.name)
+    return stream(parts, lambda: comment(opened.progress), warned(opened.warnings))
+
+
+async def _parts(opened: Opened, name: str) -> AsyncIterator[bytes]:
+    reason = None
+    try:
+        async for made in closing(opened.events(), opened):
+            if made.name == "chunk":
+                (choice,) = made.data["choices"]
+                reason = choice["finish_reason"] or reason
+                if choice["text"]:
+                    yield event({"content": choice["text"], "stop": False, "index": 0})
+            elif made.name == "end":
+                yield event(_last(name, "", reason, made.data))
+    except Exception as problem:
+        yield event(failure(problem).body)
+    finally:
+        opened.cancel()
+
+
+def _last(name: str, content: str, reason: str | None, end: JsonObject) -> JsonObject:
+    """The whole answer, or the last event of a stream, with its figures."""
+    stats, usage = end["stats"][0], end["usage"]
+    timings = stats.get("timings", {})
+    n_read = usage["prompt_tokens"] - usage["prompt_tokens_details"]["cached_tokens"]
+    return {
+        "content": content,
+        "stop": True,
+        "model": name,
+        "stop_type": "limit" if reason == "length" else "eos",
+        "stopping_word": "",
+        "truncated": False,
+        "tokens_predicted": usage["completion_tokens"],
+        "tokens_evaluated": usage["prompt_tokens"],
+        "tokens_cached": usage["prompt_tokens_details"]["cached_tokens"],
+        "timings": {
+            "prompt_n": n_read,
+            "prompt_ms": 1e3 * timings.get("prompt_s", 0.0),
+            "predicted_n": usage["completion_tokens"],
+            "predicted_ms": 1e3 * timings.get("generation_s", 0.0),
+            "predicted_per_second": timings.get("tokens_per_s", 0.0),
+        },
+        "generation_settings": {"seed": stats.get("seed")},
+    }
 
 
 @route(router, "POST", "/tokenize", body=TokenizeRequest)
 async def tokenize(front: Front, request: Request) -> dict[str, Any]:
     """Token ids of a text."""
     asked = await front.read(request, TokenizeRequest)
+    if len(asked.content) > MAX_TOKENIZE:
+        raise BadRequestError(
+            f"content has {len(asked.content)} characters: at most {MAX_TOKENIZE}",
+            413,
+            param="content",
+        )
     special = asked.parse_special is not False
     tokens = await front.engine.tokenize(
         asked.content, add_special=bool(asked.add_special), parse_special=special

@@ -1,0 +1,1 @@
+"""Other APIs in the words of chat completions, and answers in theirs: no HTTP, no model."""
