@@ -12,7 +12,7 @@ TINY   := build/tiny-Q4_0.gguf
 JOBS   ?= $(shell getconf _NPROCESSORS_ONLN)
 C_SOURCES = $(shell find native tests bench examples -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cpp')
 
-.PHONY: cuda cuda-all demo test test-cuda test-interchange bench fuzz lint sanitize clean
+.PHONY: cuda cuda-all demo test test-cuda test-interchange test-packaging wheels wheels-cuda bench fuzz lint sanitize clean
 
 demo: $(TINY)
 	@$(BIN)/dgemma generate -m $(TINY) --chat --live --seed 1 -p "What is the capital of France?"
@@ -27,6 +27,17 @@ test: lint $(VENV)/tests-installed
 # All cases of the CUDA backend in an emulation of the device; `make test` runs some of them.
 test-cuda: $(VENV)/tests-installed
 	$(BIN)/python -m pytest -q tests/cuda -n $(JOBS) --dist worksteal
+
+# Source distribution and wheels: their contents, twice the same bytes, installed without network, CUDA by pip's compiler.
+test-packaging: $(VENV)/tests-installed
+	$(BIN)/python -m pytest -q tests/packaging
+
+# Into dist/: what this machine can build. `wheels-cuda` with the CUDA backend for every supported GPU, which takes long.
+wheels:
+	.ci/wheels
+
+wheels-cuda:
+	.ci/wheels cuda
 
 # The same files in llama.cpp, through a package that compiles it: minutes, and apart for that reason.
 test-interchange: $(VENV)/tests-installed
@@ -70,11 +81,11 @@ clean:
 
 # libdgemma_cuda.so for the GPUs of this machine, or one architecture where there are none.
 cuda: $(VENV)/tests-installed
-	cmake -S . -B build/cuda -G Ninja -DDGEMMA_CUDA=ON
+	cmake -S . -B build/cuda -G Ninja -DDGEMMA_CUDA=ON -DDGEMMA_WERROR=ON
 	cmake --build build/cuda --target dgemma_cuda
 
 # The same for every supported GPU; takes long. CUDA code for later ones is made from the PTX of the last.
 cuda-all: $(VENV)/tests-installed
-	cmake -S . -B build/cuda-all -G Ninja -DDGEMMA_CUDA=ON \
+	cmake -S . -B build/cuda-all -G Ninja -DDGEMMA_CUDA=ON -DDGEMMA_WERROR=ON \
 	  "-DCMAKE_CUDA_ARCHITECTURES=80-real;86-real;89-real;90-real;100-real;120-real;121-real;120-virtual"
 	cmake --build build/cuda-all --target dgemma_cuda

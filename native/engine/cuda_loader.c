@@ -38,6 +38,11 @@ static void *open_library(char *note, size_t note_size) {
         snprintf(path, sizeof path, "%.*s%s", folder, self.dli_fname, LIBRARY);
         FILE *file = fopen(path, "rb");
         if (file == NULL) {
+            /* the wheel dgemma-cuda is installed as a neighbour */
+            snprintf(path, sizeof path, "%.*s../dgemma_cuda/%s", folder, self.dli_fname, LIBRARY);
+            file = fopen(path, "rb");
+        }
+        if (file == NULL) {
             snprintf(note, note_size, "this build has no CUDA backend (there is no %s beside it)", LIBRARY);
             return NULL;
         }
