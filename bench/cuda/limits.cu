@@ -21,12 +21,16 @@ __global__ void read_kernel(const uint4 *from, size_t n, uint32_t *out) {
     if (sum == 0x12345678) *out = sum; /* hardly ever, but the loads cannot be left out */
 }
 
-constexpr int kChains = 8; /* independent accumulators of a warp */
+/* Independent accumulators of a warp. They start from different values: of equal ones the compiler computes one. */
+constexpr int kChains = 8;
 constexpr int kRounds = 4096;
 
 __global__ void int8_kernel(int *out) {
-    int c[kChains][4] = {};
+    int c[kChains][4];
+    for (int i = 0; i < kChains; i++)
+        for (int j = 0; j < 4; j++) c[i][j] = (int)threadIdx.x * i + j;
     uint32_t a = threadIdx.x * 0x01010101u, b = 0x01020304u;
+#pragma unroll 16
     for (int r = 0; r < kRounds; r++)
 #pragma unroll
         for (int i = 0; i < kChains; i++)
@@ -40,8 +44,11 @@ __global__ void int8_kernel(int *out) {
 }
 
 __global__ void bf16_kernel(float *out) {
-    float c[kChains][4] = {};
-    uint32_t a = 0x3f803f80u, b = 0x3f803f80u;
+    float c[kChains][4];
+    for (int i = 0; i < kChains; i++)
+        for (int j = 0; j < 4; j++) c[i][j] = (float)((int)threadIdx.x * i + j);
+    uint32_t a = 0x3f803f80u + threadIdx.x, b = 0x3f803f80u;
+#pragma unroll 16
     for (int r = 0; r < kRounds; r++)
 #pragma unroll
         for (int i = 0; i < kChains; i++)

@@ -255,7 +255,7 @@ void moe(dg_backend *b, const dg_moe *m, const float *x, int32_t n, float *out) 
     targets[1].gain = 1.0f / sqrtf((float)model->n_embd);
     prepare_rows(b->queue, x, n, model->n_embd, true, model->rms_eps, targets, 2);
     Partials logits = {b->scratch.experts.partials, b->scratch.experts.partials_floats, 0, 0, 0};
-    matmul(b->queue, routers, 1, b->scratch.experts.x, n, &logits);
+    matmul_router(b->queue, router, b->scratch.experts.x, n, &logits);
     MoeTask task = {model, m, b->scratch.x, logits, n, b->scratch.experts.moe, out};
     mix_experts(b->queue, task);
     note_failure(b, "moe");

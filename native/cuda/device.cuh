@@ -42,6 +42,9 @@ static __device__ __forceinline__ float partial_sum(const Partials &p, int row, 
 void matmul(const Queue &queue, const dg_weight *const *weights, int n_weights, const Activations &x, int n,
             Partials *out);
 
+/* The same for the router: few rows of float32. */
+void matmul_router(const Queue &queue, const dg_weight &router, const Activations &x, int n, Partials *out);
+
 /* ---- rows.cu: operations on rows, one block each -------------------------------------------------------------- */
 
 /* One way of preparing rows for products. */

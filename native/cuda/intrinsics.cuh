@@ -7,6 +7,8 @@
 
 #include <cuda_runtime.h>
 #include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
 
 /* A library that measures its launches (timing.cuh) makes them one by one, and sums them up after each step. */
 #ifdef DGEMMA_CUDA_TIMING
@@ -37,14 +39,19 @@ template <class T> static __device__ __forceinline__ T tile_load(const void *fro
 
 /* ---- Asynchronous copies from global to shared memory; zeros where not `valid` ------------------------------- */
 
+static __device__ __forceinline__ void cp_async_16(void *shared, const void *global) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"((unsigned)__cvta_generic_to_shared(shared)),
+                 "l"(global)
+                 : "memory");
+}
+static __device__ __forceinline__ void cp_async_8(void *shared, const void *global) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;\n" ::"r"((unsigned)__cvta_generic_to_shared(shared)),
+                 "l"(global)
+                 : "memory");
+}
 static __device__ __forceinline__ void cp_async_16(void *shared, const void *global, bool valid) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"((unsigned)__cvta_generic_to_shared(shared)),
                  "l"(global), "r"(valid ? 16 : 0)
-                 : "memory");
-}
-static __device__ __forceinline__ void cp_async_8(void *shared, const void *global, bool valid) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;\n" ::"r"((unsigned)__cvta_generic_to_shared(shared)),
-                 "l"(global), "r"(valid ? 8 : 0)
                  : "memory");
 }
 static __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
@@ -128,22 +135,31 @@ template <class T> static __device__ __forceinline__ T *shared_memory() {
     return reinterpret_cast<T *>(dynamic_shared_memory);
 }
 
-/* To be called by every kernel before anything else. From sm_90 on a kernel may be launched while the one before it in
- * the stream still runs (launch, below): it waits here until that one has ended and its results can be seen, and lets
- * the next one be launched when all of its own blocks have come here. So launches cost no time between kernels, and
- * since each kernel waits for its predecessor as a whole, none can overtake. */
-static __device__ __forceinline__ void wait_for_predecessor() {
+/* The first object of every kernel. From sm_90 on a kernel may be launched while the one before it in the stream still
+ * runs (launch, below): it waits here until that one has ended and its results can be seen. At its own end it lets the
+ * next one be launched, whose blocks come as this one's go. Earlier they would take places that its own still need,
+ * which cost a tenth of a step on an H200; each kernel waits for its predecessor as a whole, so none can overtake. */
+struct KernelOrder {
+    __device__ __forceinline__ KernelOrder() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;\n" ::: "memory");
-    asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
+        asm volatile("griddepcontrol.wait;\n" ::: "memory");
 #endif
-}
+    }
+    __device__ __forceinline__ ~KernelOrder() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+        asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
+#endif
+    }
+};
 
-/* Whether the first device has compute capability 9.0 or later. */
+/* Whether kernels are launched before their predecessors have ended: where the first device has compute capability 9.0
+ * or later, unless the environment variable DGEMMA_CUDA_OVERLAP is 0 (for measurements). */
 static inline bool overlaps_launches() {
     static const bool overlaps = [] {
+        const char *wanted = getenv("DGEMMA_CUDA_OVERLAP");
         int major = 0;
-        return cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0) == cudaSuccess && major >= 9;
+        return (wanted == nullptr || strcmp(wanted, "0") != 0) &&
+               cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0) == cudaSuccess && major >= 9;
     }();
     return overlaps;
 }

@@ -27,6 +27,7 @@ DG_CONSTANT(kWorkTokens, 32);         /* of a block of an expert's product */
 DG_CONSTANT(kMaxLooks, 32);           /* vocabulary tiles that a narrow distribution may lie in */
 DG_CONSTANT(kVocabularyTile, 64);     /* tokens */
 DG_CONSTANT(kVocabularyChunk, 65536); /* tokens that the dense soft embedding takes at a time */
+DG_CONSTANT(kMaxRowColumns, 8192);    /* of a row that is normed or prepared for a product: rows.cuh */
 DG_CONSTANT(kMaxCanvas, 2048);        /* tokens, of which one block settles all */
 DG_CONSTANT(kSoftSplits, 3);
 DG_CONSTANT(kSoftTokens, 128); /* of a block of the dense soft embedding */

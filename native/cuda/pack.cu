@@ -263,7 +263,7 @@ __device__ void pack_float_lane(const Source &s, int64_t row0, int64_t column0, 
 }
 
 template <class F> __global__ void pack_kernel(Source s, int64_t k_tiles, int64_t n_tiles, char *tiles) {
-    wait_for_predecessor();
+    KernelOrder launch_order;
     const int64_t tile = (int64_t)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
     if (tile >= n_tiles) return;
     const int lane = (int)threadIdx.x % 32;
@@ -279,7 +279,7 @@ template <class F> __global__ void pack_kernel(Source s, int64_t k_tiles, int64_
 }
 
 __global__ void probe_kernel(int32_t *flag) {
-    wait_for_predecessor();
+    KernelOrder launch_order;
     *flag = kHasFp4Mma;
 }
 

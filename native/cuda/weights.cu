@@ -24,7 +24,7 @@ struct Plan : dg_cuda_weights {
 };
 
 /* NVFP4 for the matrix units that multiply it. The embedding is also read row by row, and rows for the down projections
- * of the experts are quantised before their maximum is known (format_fp4.cuh needs it): both stay as they are. */
+ * of the experts are quantized before their maximum is known (format_fp4.cuh needs it): both stay as they are. */
 void choose_fp4(dg_model *model) {
     auto choose = [](dg_weight *w) {
         if (w->type == DG_TYPE_NVFP4) w->type = DG_CUDA_TYPE_FP4;
@@ -74,12 +74,20 @@ dg_status check(const dg_model *model, const Plan &plan, dg_error *error) {
         return dg_fail(error, DG_ERROR_BACKEND,
                        "the widths %d, %d and %d must be multiples of 32 on the CUDA backend: use the CPU",
                        model->n_embd, model->n_ff, model->n_ff_expert);
+    const int widest = std::max(model->n_embd, model->n_ff);
+    if (widest > kMaxRowColumns)
+        return dg_fail(error, DG_ERROR_BACKEND, "a width of %d; the CUDA backend takes at most %d: use the CPU", widest,
+                       kMaxRowColumns);
     if (model->canvas_length > kMaxCanvas)
         return dg_fail(error, DG_ERROR_BACKEND, "a canvas of %d tokens; the CUDA backend takes at most %d: use the CPU",
                        model->canvas_length, kMaxCanvas);
     for (int32_t i = 0; i < model->n_layers; i++) {
         const dg_layer *layer = &model->layers[i];
         if (layer->on_cpu) continue;
+        if (model->n_heads * layer->head_dim > kMaxRowColumns)
+            return dg_fail(error, DG_ERROR_BACKEND,
+                           "layer %d: %d heads of %d; the CUDA backend takes at most %d columns: use the CPU", i,
+                           model->n_heads, layer->head_dim, kMaxRowColumns);
         if (layer->head_dim % 16 != 0 || layer->head_dim > 512 || (model->n_heads * layer->head_dim) % 32 != 0)
             return dg_fail(error, DG_ERROR_BACKEND,
                            "layer %d: head size %d; the CUDA backend runs multiples of 16 up to 512: use the CPU", i,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from typing import Any
 
 import pytest
 
@@ -48,3 +49,30 @@ def test_no_float16_is_stored_as_a_converted_number() -> None:
     assert {"qkv_kernel", "embed_kernel"} <= {kernel.name for kernel in kernels}
     assert [kernel.name for kernel in kernels if kernel.forbidden] == []
     assert [kernel.name for kernel in kernels if kernel.spilled] == []
+
+
+def main_loop(kernel: Any) -> float:
+    """Instructions a matrix instruction, of the loop for blocks that are full."""
+    most = max(loop.matrix for loop in kernel.loops)
+    return min(loop.per_matrix for loop in kernel.loops if loop.matrix == most)
+
+
+# Measured: 14.2, 13.4, 22.1, 14.0, 14.2; then 15.2, 24.6, 17.0. Types whose scales cover 16 columns
+# have instructions of half the size.
+LIMITS = {
+    "matmul": {"q4_0": 16, "q8_0": 15, "q4_k": 24, "q6_k": 16, "nvfp4": 16},
+    "moe": {"q4_0": 18, "q4_k": 27, "nvfp4": 19},
+}
+
+
+@compiled
+@pytest.mark.thorough
+@pytest.mark.parametrize("source", LIMITS)
+def test_main_loops_need_few_instructions_and_no_spills(source: str) -> None:
+    kernels = cuda_resources.kernels("90", [source])
+    assert [(k.name, k.format) for k in kernels if k.spilled or k.forbidden] == []
+    for kind, limit in LIMITS[source].items():
+        loops = [k for k in kernels if k.format == kind and k.loops]
+        assert loops, kind
+        for kernel in loops:
+            assert main_loop(kernel) <= limit, (kernel.name, kind)

@@ -134,7 +134,7 @@ __device__ void multiply_rows(float (&c)[2][4], const uint16_t *a, int a_stride,
 /* kSliceTiles: tiles of 8 dimensions in a warp's quarter of the head. */
 template <int kSliceTiles, int kKeys>
 __global__ void __launch_bounds__(32 * kWarps, kSliceTiles == 16 ? 1 : 2) attention_kernel(AttentionParams p) {
-    wait_for_predecessor();
+    KernelOrder launch_order;
     const Layout l = layout_of<kKeys>(p.head_dim, p.k_dim, p.has_v);
     uint16_t *q = shared_memory<uint16_t>();
     uint16_t *rotated = q + l.rotated, *k = q + l.k, *v = q + l.v, *weights = q + l.p;
@@ -307,7 +307,7 @@ constexpr int kJoinWarps = 4;
 
 /* A warp for each query and head. */
 __global__ void __launch_bounds__(32 * kJoinWarps) join_kernel(AttentionParams p) {
-    wait_for_predecessor();
+    KernelOrder launch_order;
     const int64_t rows = (int64_t)p.n * p.n_heads, row = (int64_t)blockIdx.x * kJoinWarps + threadIdx.x / 32;
     if (row >= rows) return;
     float largest = -INFINITY, normaliser = 0;
@@ -326,7 +326,7 @@ __global__ void __launch_bounds__(32 * kJoinWarps) join_kernel(AttentionParams p
 
 /* A warp for each query and head, for caches of float32: slow, and as exact as the CPU. */
 __global__ void __launch_bounds__(32 * kJoinWarps, 3) exact_kernel(AttentionParams p) {
-    wait_for_predecessor();
+    KernelOrder launch_order;
     const int lane = (int)threadIdx.x % 32, dim = p.head_dim, half = dim / 2, n_pairs = p.n_rot / 2;
     const int64_t item = (int64_t)blockIdx.x * kJoinWarps + threadIdx.x / 32;
     if (item >= (int64_t)p.n * p.n_heads) return;

@@ -12,14 +12,15 @@ namespace {
 
 /* ---- The pass over the vocabulary ----------------------------------------------------------------------------- */
 
-template <class F> __global__ void __launch_bounds__(DenseProduct<F>::kThreads, 3) statistics_kernel(HeadParams p) {
-    wait_for_predecessor();
+template <class F>
+__global__ void __launch_bounds__(DenseProduct<F>::kThreads, kDenseBlocks<F>) statistics_kernel(HeadParams p) {
+    KernelOrder launch_order;
     using P = DenseProduct<F>;
     static_assert(P::kBlockRowTiles * kTileRows == kVocabularyTile, "");
     const int tile = (int)blockIdx.y, token0 = (int)blockIdx.x * P::kBlockTokens;
     const int n_tokens = min(p.n - token0, P::kBlockTokens);
     typename P::Accumulators z;
-    head_logits<P>(z, p, tile * P::kBlockRowTiles, n_tokens, [&](int j) { return token0 + j; });
+    head_logits<P>(z, p, tile * P::kBlockRowTiles, n_tokens, ConsecutiveRows{token0});
 
     /* A token's 64 values are held by the eight lanes of one t in both warps of rows. */
     float4 *halves = shared_memory<float4>(); /* (kBlockTokens) of the second warp of rows */
@@ -128,7 +129,7 @@ __device__ void choose_looks(const HeadParams &p, HeadRow *row, const float *sha
 
 /* A block for each position. Sums over tiles are in float64 and in the order of the vocabulary. */
 __global__ void __launch_bounds__(kDrawThreads) draw_kernel(HeadParams p, int n_tiles, bool soft) {
-    wait_for_predecessor();
+    KernelOrder launch_order;
     double *sums = shared_memory<double>();                             /* (kDrawThreads) of each thread's tiles */
     double *weighted = sums + kDrawThreads;                             /* (kDrawThreads) */
     float *reduce = reinterpret_cast<float *>(weighted + kDrawThreads); /* (32) */
@@ -206,7 +207,7 @@ __global__ void __launch_bounds__(kDrawThreads) draw_kernel(HeadParams p, int n_
 template <class F> __device__ float *look(const HeadParams &p, int token, int tile) {
     using P = LookProduct<F>;
     typename P::Accumulators z;
-    head_logits<P>(z, p, tile * P::kBlockRowTiles, 1, [&](int) { return token; });
+    head_logits<P>(z, p, tile * P::kBlockRowTiles, 1, ConsecutiveRows{token});
     float *weights = shared_memory<float>();
     const float maximum = p.scratch.rows[token].maximum;
     P::for_each(z, [&](int row, int column, float value) {
@@ -218,7 +219,7 @@ template <class F> __device__ float *look(const HeadParams &p, int token, int ti
 
 /* A block for each position: the first token of its tile at which the running sum exceeds the remainder. */
 template <class F> __global__ void __launch_bounds__(LookProduct<F>::kThreads, 8) candidate_kernel(HeadParams p) {
-    wait_for_predecessor();
+    KernelOrder launch_order;
     const int token = (int)blockIdx.x;
     const int tile = p.scratch.rows[token].tile;
     const float *weights = look<F>(p, token, tile);
@@ -237,7 +238,7 @@ template <class F> __global__ void __launch_bounds__(LookProduct<F>::kThreads, 8
 
 /* A block for each position and look. */
 template <class F> __global__ void __launch_bounds__(LookProduct<F>::kThreads, 8) look_kernel(HeadParams p) {
-    wait_for_predecessor();
+    KernelOrder launch_order;
     const int token = (int)blockIdx.x, i = (int)blockIdx.y;
     const HeadRow &row = p.scratch.rows[token];
     if (i >= row.n_looks) return;
@@ -251,7 +252,7 @@ constexpr int kGatherThreads = 192;
 /* A block for each position: the weighted sum of the embedding's rows. */
 template <class F>
 __global__ void __launch_bounds__(kGatherThreads) gather_kernel(HeadParams p, int n_embd, float gain, float *soft) {
-    wait_for_predecessor();
+    KernelOrder launch_order;
     const int token = (int)blockIdx.x;
     const HeadRow &row = p.scratch.rows[token];
     if (row.n_looks < 0) return;
@@ -283,14 +284,14 @@ __global__ void __launch_bounds__(kGatherThreads) gather_kernel(HeadParams p, in
 /* ---- Logits for a caller -------------------------------------------------------------------------------------- */
 
 template <class F>
-__global__ void __launch_bounds__(DenseProduct<F>::kThreads, 3)
+__global__ void __launch_bounds__(DenseProduct<F>::kThreads, kDenseBlocks<F>)
     logits_kernel(HeadParams p, int first_tile, float *out) {
-    wait_for_predecessor();
+    KernelOrder launch_order;
     using P = DenseProduct<F>;
     const int tile = first_tile + (int)blockIdx.y, token0 = (int)blockIdx.x * P::kBlockTokens;
     const int n_tokens = min(p.n - token0, P::kBlockTokens);
     typename P::Accumulators z;
-    head_logits<P>(z, p, tile * P::kBlockRowTiles, n_tokens, [&](int j) { return token0 + j; });
+    head_logits<P>(z, p, tile * P::kBlockRowTiles, n_tokens, ConsecutiveRows{token0});
     P::for_each(z, [&](int row, int token, float value) {
         if (token < n_tokens)
             out[(int64_t)(token0 + token) * kLogitsChunk + (int)blockIdx.y * kVocabularyTile + row] = value;

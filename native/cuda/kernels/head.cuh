@@ -29,10 +29,7 @@ static __device__ __forceinline__ void head_logits(typename P::Accumulators &z, 
                                                    int n_tokens, RowOf row_of) {
     P::run(
         z, p.x, p.k_tiles, 0, (int)p.k_tiles, n_tokens,
-        [&](int i) -> const char * {
-            return row_tile0 + i < p.row_tiles ? p.tiles + (uint64_t)(row_tile0 + i) * p.row_tile_bytes : nullptr;
-        },
-        row_of);
+        [&](int i) { return p.tiles + (uint64_t)min(row_tile0 + i, p.row_tiles - 1) * p.row_tile_bytes; }, row_of);
     const float scale = p.scale != nullptr ? *p.scale : 1.0f;
     const float temperature = p.temperature != nullptr ? *p.temperature : 1.0f;
     P::for_each(z, [&](int row, int token, float &value) {

@@ -25,11 +25,9 @@ struct MatmulParams {
     float *out; /* (splits, n, out_columns) */
 };
 
-/* choose_splits makes two blocks for a multiprocessor; three leave a thread 168 registers. */
-template <class F>
-__global__ void __launch_bounds__(DenseProduct<F>::kThreads, F::kNeedsRegisters ? 2 : 3) matmul_kernel(MatmulParams p) {
-    wait_for_predecessor();
-    using P = DenseProduct<F>;
+template <class F, class P>
+__global__ void __launch_bounds__(P::kThreads, kDenseBlocks<F>) matmul_kernel(MatmulParams p) {
+    KernelOrder launch_order;
     int part = 0;
     while (part + 1 < p.n_parts && (int)blockIdx.y >= p.parts[part + 1].first_block) part++;
     const MatmulPart &w = p.parts[part];
@@ -42,10 +40,8 @@ __global__ void __launch_bounds__(DenseProduct<F>::kThreads, F::kNeedsRegisters 
     typename P::Accumulators acc;
     P::run(
         acc, p.x, p.k_tiles, first, last, n_tokens,
-        [&](int i) {
-            return row_tile0 + i < w.row_tiles ? w.tiles + (uint64_t)(row_tile0 + i) * p.row_tile_bytes : nullptr;
-        },
-        [&](int j) { return token0 + j; });
+        [&](int i) { return w.tiles + (uint64_t)min(row_tile0 + i, w.row_tiles - 1) * p.row_tile_bytes; },
+        ConsecutiveRows{token0});
 
     const float scale = w.scale != nullptr ? *w.scale : 1.0f;
     float *out = p.out + ((int64_t)blockIdx.z * p.n + token0) * p.out_columns + w.out_column + row_tile0 * kTileRows;
@@ -64,10 +60,20 @@ int choose_splits(const Queue &queue, int64_t blocks, int64_t k_columns) {
     return splits < 1 ? 1 : (int)splits;
 }
 
-} // namespace
+/* Launches the product of parts whose weights are of format F. */
+template <class F, class P> void launch_product(const Queue &queue, MatmulParams p, int splits) {
+    int n_blocks = 0;
+    for (int i = 0; i < p.n_parts; i++) {
+        p.parts[i].first_block = n_blocks;
+        n_blocks += (int)ceil_div(p.parts[i].row_tiles, P::kBlockRowTiles);
+    }
+    /* Blocks that share weights follow each other, so that memory is read once. */
+    dim3 grid((unsigned)ceil_div(p.n, P::kBlockTokens), (unsigned)n_blocks, (unsigned)splits);
+    launch(matmul_kernel<F, P>, grid, dim3(P::kThreads), P::kSharedBytes, queue.stream, p);
+}
 
-void matmul(const Queue &queue, const dg_weight *const *weights, int n_weights, const Activations &x, int n,
-            Partials *out) {
+void multiply(const Queue &queue, const dg_weight *const *weights, int n_weights, const Activations &x, int n,
+              bool router, Partials *out) {
     int64_t blocks = 0, columns = 0;
     for (int i = 0; i < n_weights; i++) {
         blocks += ceil_div(weights[i]->n_rows, kProductRows) * ceil_div(n, kProductTokens);
@@ -93,28 +99,35 @@ void matmul(const Queue &queue, const dg_weight *const *weights, int n_weights, 
         p.tiles_per_split = (int)ceil_div(shape.k_tiles, splits);
         p.row_tile_bytes = shape.row_tile_bytes;
         p.out = out->values;
-        int n_blocks = 0, column = 0;
+        int column = 0;
         for (int j = 0; j < n_weights; j++) {
             const dg_weight *w = weights[j];
             if (w->type == weights[i]->type) {
-                p.parts[p.n_parts++] = {(const char *)w->data,
-                                        w->scale,
-                                        (int)w->n_rows,
-                                        (int)ceil_div(w->n_rows, kTileRows),
-                                        n_blocks,
-                                        column};
-                n_blocks += (int)ceil_div(w->n_rows, kProductRows);
+                p.parts[p.n_parts++] = {
+                    (const char *)w->data, w->scale, (int)w->n_rows, (int)ceil_div(w->n_rows, kTileRows), 0, column};
                 done[j] = true;
             }
             column += (int)w->n_rows;
         }
-        with_format(weights[i]->type, [&](auto format) {
-            using F = decltype(format);
-            using P = DenseProduct<F>;
-            static_assert(P::kBlockRowTiles * kTileRows == kProductRows && P::kBlockTokens == kProductTokens, "");
-            /* Blocks that share weights follow each other, so that memory is read once. */
-            dim3 grid((unsigned)ceil_div(n, kProductTokens), (unsigned)n_blocks, (unsigned)splits);
-            launch(matmul_kernel<F>, grid, dim3(P::kThreads), P::kSharedBytes, queue.stream, p);
-        });
+        if (router)
+            launch_product<FormatF32, RouterProduct>(queue, p, splits);
+        else
+            with_format(weights[i]->type, [&](auto format) {
+                using P = DenseProduct<decltype(format)>;
+                static_assert(P::kBlockRowTiles * kTileRows == kProductRows && P::kBlockTokens == kProductTokens, "");
+                launch_product<decltype(format), P>(queue, p, splits);
+            });
     }
+}
+
+} // namespace
+
+void matmul(const Queue &queue, const dg_weight *const *weights, int n_weights, const Activations &x, int n,
+            Partials *out) {
+    multiply(queue, weights, n_weights, x, n, false, out);
+}
+
+void matmul_router(const Queue &queue, const dg_weight &router, const Activations &x, int n, Partials *out) {
+    const dg_weight *const weights[] = {&router};
+    multiply(queue, weights, 1, x, n, true, out);
 }

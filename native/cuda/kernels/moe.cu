@@ -3,6 +3,7 @@
 #include "cuda/device.cuh"
 #include "cuda/kernels/matmul.cuh"
 #include "cuda/kernels/reduce.cuh"
+#include "cuda/kernels/rows.cuh"
 
 namespace {
 
@@ -23,7 +24,7 @@ struct RouteParams {
 /* A warp for each token. Softmax over all experts, the n_used most probable (the lower number first among equals),
  * their shares normalised to one and multiplied by each expert's factor. The softmax's own normaliser cancels. */
 __global__ void __launch_bounds__(32 * kRouteWarps) route_kernel(RouteParams p) {
-    wait_for_predecessor();
+    KernelOrder launch_order;
     const int lane = (int)threadIdx.x % 32, n_experts = p.logits.n_columns;
     const int token = (int)blockIdx.x * kRouteWarps + (int)threadIdx.x / 32;
     if (token >= p.logits.n) return;
@@ -78,7 +79,7 @@ size_t sort_bytes(int n_experts) { return (size_t)n_experts * (kSortWarps * size
 __global__ void __launch_bounds__(32 * kSortWarps, 1)
     sort_kernel(const int32_t *ids, int n_choices, int n_used, int n_experts, int32_t *slots, int32_t *slot_tokens,
                 int32_t *work, int max_work) {
-    wait_for_predecessor();
+    KernelOrder launch_order;
     int32_t *starts = shared_memory<int32_t>();                          /* (n_experts) */
     uint16_t *counts = reinterpret_cast<uint16_t *>(starts + n_experts); /* (kSortWarps, n_experts) */
     const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
@@ -145,9 +146,9 @@ __global__ void __launch_bounds__(32 * kSortWarps, 1)
     }
 }
 
-/* Blocks that shall fit a multiprocessor: with 6 each quarter of it has three warps of up to 168 registers a thread,
- * with 4 two warps of as many as there are. */
-template <class F> constexpr int kExpertBlocks = F::kNeedsRegisters ? 4 : 6;
+/* Blocks that shall fit a multiprocessor: two warps for each quarter of it, with as many registers as there are. Six
+ * would leave a thread 168, which are too few; five no more than that, since a quarter takes whole warps. */
+constexpr int kExpertBlocks = 4;
 
 /* ---- Products ------------------------------------------------------------------------------------------------- */
 
@@ -170,8 +171,8 @@ struct ExpertParams {
 /* hidden = gelu(gate) · up for 64 features and up to 32 choices of an expert, ready for the product with down. Warp w
  * has features 32·w … + 31: their gate rows in the first two of its row tiles, their up rows in the other two. */
 template <class F>
-__global__ void __launch_bounds__(ExpertProduct<F>::kThreads, kExpertBlocks<F>) gate_up_kernel(ExpertParams p) {
-    wait_for_predecessor();
+__global__ void __launch_bounds__(ExpertProduct<F>::kThreads, kExpertBlocks) gate_up_kernel(ExpertParams p) {
+    KernelOrder launch_order;
     using P = ExpertProduct<F>;
     if ((int)blockIdx.y >= p.work[3 * p.max_work]) return;
     const int expert = p.work[3 * blockIdx.y], slot0 = p.work[3 * blockIdx.y + 1], n = p.work[3 * blockIdx.y + 2];
@@ -180,8 +181,7 @@ __global__ void __launch_bounds__(ExpertProduct<F>::kThreads, kExpertBlocks<F>) 
     P::run(
         acc, p.x, p.k_tiles, 0, (int)p.k_tiles, n,
         [&](int i) -> const char * {
-            int tile = (int)blockIdx.x * 4 + i / 4 * 2 + i % 2;
-            if (tile >= feature_tiles) return nullptr;
+            const int tile = min((int)blockIdx.x * 4 + i / 4 * 2 + i % 2, feature_tiles - 1);
             return (i % 4 < 2 ? p.gate : p.up) + (uint64_t)expert * p.expert_bytes + (uint64_t)tile * p.row_tile_bytes;
         },
         [&](int j) { return p.slot_tokens[slot0 + j]; });
@@ -195,15 +195,18 @@ __global__ void __launch_bounds__(ExpertProduct<F>::kThreads, kExpertBlocks<F>) 
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             const int token = t * 8 + lane % 4 * 2 + i;
-            const float multiplier = token < n ? P::multiplier(p.x, p.slot_tokens[slot0 + token]) : 0.0f;
+            /* Features and tokens that do not exist become zeros: down reads whole tiles of features. */
+            const bool exists = token < n && (int)blockIdx.x * 64 + warp * 32 < p.n_rows;
+            const float multiplier = exists ? P::multiplier(p.x, p.slot_tokens[slot0 + token]) : 0.0f;
             float h[2][2]; /* row tile, half */
             float largest = 0;
 #pragma unroll
             for (int m = 0; m < 2; m++)
 #pragma unroll
                 for (int half = 0; half < 2; half++) {
-                    h[m][half] = gelu_tanh(acc[m][t][2 * half + i] * (gate_scale * multiplier)) *
-                                 (acc[m + 2][t][2 * half + i] * (up_scale * multiplier));
+                    h[m][half] = exists ? gelu_tanh(acc[m][t][2 * half + i] * (gate_scale * multiplier)) *
+                                              (acc[m + 2][t][2 * half + i] * (up_scale * multiplier))
+                                        : 0.0f;
                     largest = fmaxf(largest, fabsf(h[m][half]));
                 }
             const int64_t slot = slot0 + token;
@@ -216,7 +219,7 @@ __global__ void __launch_bounds__(ExpertProduct<F>::kThreads, kExpertBlocks<F>) 
 #pragma unroll
                 for (int m = 0; m < 2; m++)
 #pragma unroll
-                    for (int half = 0; half < 2; half++) sum += codes[m][half] = quantise(h[m][half], largest);
+                    for (int half = 0; half < 2; half++) sum += codes[m][half] = quantize(h[m][half], largest);
 #pragma unroll
                 for (int bits = 4; bits <= 16; bits *= 2) sum += __shfl_xor_sync(0xffffffff, sum, bits);
                 if (token < n) {
@@ -232,7 +235,7 @@ __global__ void __launch_bounds__(ExpertProduct<F>::kThreads, kExpertBlocks<F>) 
                         p.hidden.sums[chunk * 2 + warp] = largest / 127.0f * (float)sum;
                     }
                 }
-            } else if (token < n && (int)blockIdx.x * 64 + warp * 32 < p.n_rows) {
+            } else if (exists) {
 #pragma unroll
                 for (int m = 0; m < 2; m++)
 #pragma unroll
@@ -244,8 +247,8 @@ __global__ void __launch_bounds__(ExpertProduct<F>::kThreads, kExpertBlocks<F>) 
 }
 
 template <class F>
-__global__ void __launch_bounds__(ExpertProduct<F>::kThreads, kExpertBlocks<F>) down_kernel(ExpertParams p) {
-    wait_for_predecessor();
+__global__ void __launch_bounds__(ExpertProduct<F>::kThreads, kExpertBlocks) down_kernel(ExpertParams p) {
+    KernelOrder launch_order;
     using P = ExpertProduct<F>;
     if ((int)blockIdx.y >= p.work[3 * p.max_work]) return;
     const int expert = p.work[3 * blockIdx.y], slot0 = p.work[3 * blockIdx.y + 1], n = p.work[3 * blockIdx.y + 2];
@@ -253,11 +256,11 @@ __global__ void __launch_bounds__(ExpertProduct<F>::kThreads, kExpertBlocks<F>) 
     typename P::Accumulators acc;
     P::run(
         acc, p.hidden, p.k_tiles, 0, (int)p.k_tiles, n,
-        [&](int i) -> const char * {
-            if (tile0 + i >= row_tiles) return nullptr;
-            return p.gate + (uint64_t)expert * p.expert_bytes + (uint64_t)(tile0 + i) * p.row_tile_bytes;
+        [&](int i) {
+            const int tile = min(tile0 + i, row_tiles - 1);
+            return p.gate + (uint64_t)expert * p.expert_bytes + (uint64_t)tile * p.row_tile_bytes;
         },
-        [&](int j) { return slot0 + j; });
+        ConsecutiveRows{slot0});
     const float scale = p.gate_scale != nullptr ? p.gate_scale[expert] : 1.0f;
     P::for_each(acc, [&](int row, int token, float value) {
         row += tile0 * kTileRows;
@@ -268,19 +271,18 @@ __global__ void __launch_bounds__(ExpertProduct<F>::kThreads, kExpertBlocks<F>) 
 
 /* ---- Sum ------------------------------------------------------------------------------------------------------ */
 
-constexpr int kMixThreads = 256;
-
-/* out[token] = Σ share · result, in the order of choice. */
-__global__ void __launch_bounds__(kMixThreads)
+/* out[token] = Σ share · result, in the order of choice. A block a token. */
+__global__ void __launch_bounds__(kMaxRowThreads)
     mix_kernel(const float *results, const int32_t *slots, const float *shares, int n_used, int n_embd, float *out) {
-    wait_for_predecessor();
+    KernelOrder launch_order;
     const int token = (int)blockIdx.x;
-    for (int i = (int)threadIdx.x; i < n_embd; i += kMixThreads) {
-        float sum = 0;
-        for (int k = 0; k < n_used; k++)
-            sum = fmaf(shares[token * n_used + k], results[(int64_t)slots[token * n_used + k] * n_embd + i], sum);
-        out[(int64_t)token * n_embd + i] = sum;
+    Row sum = row_of(n_embd, [](int) { return make_float4(0, 0, 0, 0); });
+    for (int k = 0; k < n_used; k++) {
+        const float share = shares[token * n_used + k];
+        const Row result = load_row(results + (int64_t)slots[token * n_used + k] * n_embd, n_embd);
+        sum = combine_rows(sum, result, [&](float s, float r) { return fmaf(share, r, s); });
     }
+    store_row(out + (int64_t)token * n_embd, n_embd, sum);
 }
 
 } // namespace
@@ -337,6 +339,6 @@ void mix_experts(const Queue &queue, const MoeTask &task) {
         dim3 grid((unsigned)ceil_div(p.n_rows, P::kBlockRowTiles * kTileRows), (unsigned)max_work);
         launch(down_kernel<decltype(format)>, grid, dim3(P::kThreads), P::kSharedBytes, queue.stream, p);
     });
-    launch(mix_kernel, dim3((unsigned)task.n), dim3(kMixThreads), 0, queue.stream, (const float *)s.out,
+    launch(mix_kernel, dim3((unsigned)task.n), row_threads(model->n_embd), 0, queue.stream, (const float *)s.out,
            (const int32_t *)s.slots, (const float *)s.shares, n_used, (int)model->n_embd, task.out);
 }

@@ -4,23 +4,19 @@
 
 #include "cuda/intrinsics.cuh"
 
-static __device__ __forceinline__ float warp_sum(float x) {
+/* Over kLanes neighbouring lanes (a power of two), in every one of them. All lanes of the warp must call it. */
+template <int kLanes, class T> static __device__ __forceinline__ T group_sum(T x) {
 #pragma unroll
-    for (int bits = 16; bits > 0; bits /= 2) x += __shfl_xor_sync(0xffffffff, x, bits);
+    for (int bits = kLanes / 2; bits > 0; bits /= 2) x += __shfl_xor_sync(0xffffffff, x, bits);
     return x;
 }
-
-static __device__ __forceinline__ float warp_max(float x) {
+template <int kLanes> static __device__ __forceinline__ float group_max(float x) {
 #pragma unroll
-    for (int bits = 16; bits > 0; bits /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, bits));
+    for (int bits = kLanes / 2; bits > 0; bits /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, bits));
     return x;
 }
-
-static __device__ __forceinline__ int warp_sum_int(int x) {
-#pragma unroll
-    for (int bits = 16; bits > 0; bits /= 2) x += __shfl_xor_sync(0xffffffff, x, bits);
-    return x;
-}
+static __device__ __forceinline__ float warp_sum(float x) { return group_sum<32>(x); }
+static __device__ __forceinline__ float warp_max(float x) { return group_max<32>(x); }
 
 /* The sum (or maximum) over the block, in every thread, always in the same order. `shared`: 32 floats. All threads must
  * call it. */
@@ -56,7 +52,7 @@ static __device__ __forceinline__ float gelu_tanh(float x) {
 }
 
 /* Int8 code and scale of a value among 32 whose largest magnitude is known. */
-static __device__ __forceinline__ int quantise(float x, float largest) {
+static __device__ __forceinline__ int quantize(float x, float largest) {
     return largest > 0 ? __float2int_rn(x * (127.0f / largest)) : 0;
 }
 

@@ -1,60 +1,9 @@
-/* Norms, activations for the products, rotation and residuals: one pass over rows each. */
-#include "cuda/device.cuh"
-#include "cuda/kernels/reduce.cuh"
+/* Norms, activations for the products, rotation and residuals: a block a row, which stays in registers (rows.cuh). */
+#include "cuda/kernels/rows.cuh"
 
 namespace {
 
-constexpr int kThreads = 256;
-
 /* ---- Activations ---------------------------------------------------------------------------------------------- */
-
-/* Both terms of 32 columns of a row that has been scaled (format_fp4.cuh); `column` is this lane's. */
-__device__ void write_terms(const Activations &x, int64_t row, int column, int64_t k_tiles, float value) {
-    const int lane = (int)threadIdx.x % 32;
-    const int64_t chunk = row * k_tiles + column / 64;
-#pragma unroll
-    for (int term = 0; term < 2; term++) {
-        float largest = fabsf(value);
-#pragma unroll
-        for (int bits = 1; bits < 16; bits *= 2) largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, bits));
-        const uint32_t scale_code = e4m3_code(fminf(largest / 6, 448.0f));
-        const float scale = e4m3_value(scale_code);
-        const uint32_t code = scale > 0 ? e2m1_code(value / scale) : 0;
-        const uint32_t next = __shfl_xor_sync(0xffffffff, code, 1);
-        if (lane % 2 == 0)
-            x.terms[chunk * 64 + term * 32 + column % 32 / 8 * 8 + column % 64 / 32 * 4 + column % 8 / 2] =
-                (uint8_t)(code | next << 4);
-        if (lane % 16 == 0)
-            reinterpret_cast<uint8_t *>(x.term_scales + chunk * 2 + term)[column % 64 / 16] = (uint8_t)scale_code;
-        value -= e2m1_value(code) * scale;
-    }
-}
-
-constexpr float kLargestTerm = 448 * 6; /* what a row is scaled to */
-
-/* A warp writes 32 columns of a row, one a lane, from `column0`; beyond n_cols the value must be zero. `largest` of the
- * row's magnitudes is needed for terms. */
-__device__ void write_activation(const Activations &x, const bool (&wanted)[3], int64_t row, int column0, int n_cols,
-                                 float value, float largest) {
-    const int lane = (int)threadIdx.x % 32, column = column0 + lane;
-    const int64_t k_tiles = (n_cols + 63) / 64;
-    if (wanted[kInt8]) {
-        const float block_largest = warp_max(fabsf(value));
-        const int code = quantise(value, block_largest);
-        const int sum = warp_sum_int(code);
-        x.codes[row * k_tiles * 64 + code_position(column)] = (int8_t)code;
-        if (lane == 0) {
-            float scale = block_largest / 127.0f;
-            x.scales[row * k_tiles * 2 + column0 / 32] = scale;
-            x.sums[row * k_tiles * 2 + column0 / 32] = scale * (float)sum;
-        }
-    }
-    if (wanted[kFp4Terms]) {
-        if (column == 0) x.term_multipliers[row] = largest / kLargestTerm;
-        write_terms(x, row, column, k_tiles, largest > 0 ? value * (kLargestTerm / largest) : 0.0f);
-    }
-    if (wanted[kFloats] && column < n_cols) x.values[row * n_cols + value_position(column)] = value;
-}
 
 struct PrepareParams {
     const float *x;
@@ -65,58 +14,31 @@ struct PrepareParams {
     int n_targets;
 };
 
-__global__ void __launch_bounds__(kThreads) prepare_kernel(PrepareParams p) {
-    wait_for_predecessor();
+__global__ void __launch_bounds__(kMaxRowThreads) prepare_kernel(PrepareParams p) {
+    KernelOrder launch_order;
     float *shared = shared_memory<float>(); /* (32) */
     const int64_t row = blockIdx.x;
-    const float *x = p.x + row * p.n_cols;
-    float factor = 1;
-    if (p.norm) {
-        float squares = 0;
-        for (int i = (int)threadIdx.x; i < p.n_cols; i += kThreads) squares += x[i] * x[i];
-        factor = 1.0f / sqrtf(block_sum(squares, shared) / (float)p.n_cols + p.eps);
-    }
-    const int padded = (p.n_cols + 63) / 64 * 64;
+    const Row x = load_row(p.x + row * p.n_cols, p.n_cols);
+    const float factor = p.norm ? norm_factor(x, p.n_cols, p.eps, shared) : 1.0f;
     for (int i = 0; i < p.n_targets; i++) {
         const PrepareTarget &t = p.targets[i];
-        auto value_of = [&](int column) {
-            float value = x[column] * factor * t.gain;
-            return t.weight != nullptr ? value * t.weight[column] : value;
-        };
-        float largest = 0;
-        if (t.wanted[kFp4Terms]) {
-            for (int column = (int)threadIdx.x; column < p.n_cols; column += kThreads)
-                largest = fmaxf(largest, fabsf(value_of(column)));
-            largest = block_max(largest, shared);
-        }
-        for (int column0 = (int)threadIdx.x / 32 * 32; column0 < padded; column0 += kThreads) {
-            const int column = column0 + (int)threadIdx.x % 32;
-            const float value = column < p.n_cols ? value_of(column) : 0.0f;
-            write_activation(t.x, t.wanted, row, column0, p.n_cols, value, largest);
-        }
+        const float gain = t.gain;
+        Row y = map_row(x, [&](float value) { return value * factor * gain; });
+        if (t.weight != nullptr)
+            y = combine_rows(y, load_row(t.weight, p.n_cols), [](float value, float w) { return value * w; });
+        write_activations(t.x, t.wanted, row, p.n_cols, y, shared);
     }
 }
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kMaxRowThreads)
     gated_kernel(Partials gate_up, int n_ff, ActivationKind kind, Activations x) {
-    wait_for_predecessor();
+    KernelOrder launch_order;
     float *shared = shared_memory<float>(); /* (32) */
     const int row = (int)blockIdx.x;
     const bool wanted[3] = {kind == kInt8, kind == kFp4Terms, kind == kFloats};
-    auto value_of = [&](int column) {
-        return gelu_tanh(partial_sum(gate_up, row, column)) * partial_sum(gate_up, row, n_ff + column);
-    };
-    float largest = 0;
-    if (kind == kFp4Terms) {
-        for (int column = (int)threadIdx.x; column < n_ff; column += kThreads)
-            largest = fmaxf(largest, fabsf(value_of(column)));
-        largest = block_max(largest, shared);
-    }
-    const int padded = (n_ff + 63) / 64 * 64;
-    for (int column0 = (int)threadIdx.x / 32 * 32; column0 < padded; column0 += kThreads) {
-        const int column = column0 + (int)threadIdx.x % 32;
-        write_activation(x, wanted, row, column0, n_ff, column < n_ff ? value_of(column) : 0.0f, largest);
-    }
+    const Row gate = load_partials(gate_up, row, 0, n_ff), up = load_partials(gate_up, row, n_ff, n_ff);
+    const Row hidden = combine_rows(gate, up, [](float g, float u) { return gelu_tanh(g) * u; });
+    write_activations(x, wanted, row, n_ff, hidden, shared);
 }
 
 /* ---- Queries, keys and values --------------------------------------------------------------------------------- */
@@ -130,7 +52,7 @@ __device__ void store_cache_row(int type, void *rows, int64_t row, const float *
         if (type == DG_TYPE_Q8_0) {
             dg_block_q8_0 *block = (dg_block_q8_0 *)rows + row * ((dim + 31) / 32) + d0 / 32;
             float largest = warp_max(fabsf(value));
-            block->qs[lane] = (int8_t)quantise(value, largest);
+            block->qs[lane] = (int8_t)quantize(value, largest);
             if (lane == 0) store_half(block, largest / 127.0f);
         } else if (d < dim) {
             if (type == DG_TYPE_F32)
@@ -162,7 +84,7 @@ constexpr int kQkvWarps = 4;
 
 /* A warp for each token's head of q (unless q is NULL), of k and of v. */
 __global__ void __launch_bounds__(32 * kQkvWarps) qkv_kernel(QkvParams p) {
-    wait_for_predecessor();
+    KernelOrder launch_order;
     const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
     const int n_queries = p.q != nullptr ? p.n_heads : 0;
     const int heads = n_queries + 2 * p.n_kv_heads;
@@ -222,39 +144,32 @@ __global__ void __launch_bounds__(32 * kQkvWarps) qkv_kernel(QkvParams p) {
 
 /* ---- Residual stream ------------------------------------------------------------------------------------------ */
 
-__global__ void __launch_bounds__(kThreads) sum_kernel(Partials p, float *out) {
-    wait_for_predecessor();
-    for (int i = (int)threadIdx.x; i < p.n_columns; i += kThreads)
-        out[(int64_t)blockIdx.x * p.n_columns + i] = partial_sum(p, (int)blockIdx.x, i);
+__global__ void __launch_bounds__(kMaxRowThreads) sum_kernel(Partials p, float *out) {
+    KernelOrder launch_order;
+    const int row = (int)blockIdx.x;
+    store_row(out + (int64_t)row * p.n_columns, p.n_columns, load_partials(p, row, 0, p.n_columns));
 }
 
-__global__ void __launch_bounds__(kThreads) add_normed_kernel(Partials p, const float *weight, float eps, float *x) {
-    wait_for_predecessor();
-    float *shared = shared_memory<float>(); /* (32), then the row */
-    float *y = shared + 32;
-    const int n = p.n_columns;
-    float squares = 0;
-    for (int i = (int)threadIdx.x; i < n; i += kThreads) {
-        y[i] = partial_sum(p, (int)blockIdx.x, i);
-        squares += y[i] * y[i];
-    }
-    const float factor = 1.0f / sqrtf(block_sum(squares, shared) / (float)n + eps);
-    x += (int64_t)blockIdx.x * n;
-    for (int i = (int)threadIdx.x; i < n; i += kThreads) x[i] += y[i] * factor * weight[i];
+__global__ void __launch_bounds__(kMaxRowThreads)
+    add_normed_kernel(Partials p, const float *weight, float eps, float *x) {
+    KernelOrder launch_order;
+    float *shared = shared_memory<float>(); /* (32) */
+    const int n = p.n_columns, row = (int)blockIdx.x;
+    x += (int64_t)row * n;
+    const Row before = load_row(x, n), w = load_row(weight, n), y = load_partials(p, row, 0, n);
+    const float factor = norm_factor(y, n, eps, shared);
+    const Row normed = combine_rows(y, w, [&](float value, float gain) { return value * factor * gain; });
+    store_row(x, n, combine_rows(before, normed, [](float a, float b) { return a + b; }));
 }
 
-__global__ void __launch_bounds__(kThreads) add_then_norm_kernel(float *x, const float *d, int n, float eps) {
-    wait_for_predecessor();
-    float *shared = shared_memory<float>(); /* (32), then the row */
-    float *y = shared + 32;
-    x += (int64_t)blockIdx.x * n;
-    float squares = 0;
-    for (int i = (int)threadIdx.x; i < n; i += kThreads) {
-        y[i] = x[i] + (d != nullptr ? d[(int64_t)blockIdx.x * n + i] : 0.0f);
-        squares += y[i] * y[i];
-    }
-    const float factor = 1.0f / sqrtf(block_sum(squares, shared) / (float)n + eps);
-    for (int i = (int)threadIdx.x; i < n; i += kThreads) x[i] = y[i] * factor;
+__global__ void __launch_bounds__(kMaxRowThreads) add_then_norm_kernel(float *x, const float *d, int n, float eps) {
+    KernelOrder launch_order;
+    float *shared = shared_memory<float>(); /* (32) */
+    const int64_t first = (int64_t)blockIdx.x * n;
+    Row y = load_row(x + first, n);
+    if (d != nullptr) y = combine_rows(y, load_row(d + first, n), [](float a, float b) { return a + b; });
+    const float factor = norm_factor(y, n, eps, shared);
+    store_row(x + first, n, map_row(y, [&](float value) { return value * factor; }));
 }
 
 struct CombineParams {
@@ -264,39 +179,38 @@ struct CombineParams {
     float eps, scalar;
 };
 
-__global__ void __launch_bounds__(kThreads) combine_kernel(CombineParams p) {
-    wait_for_predecessor();
-    float *shared = shared_memory<float>(); /* (32), then the row */
-    float *y = shared + 32;
+__global__ void __launch_bounds__(kMaxRowThreads) combine_kernel(CombineParams p) {
+    KernelOrder launch_order;
+    float *shared = shared_memory<float>(); /* (32) */
     const int n = p.n_embd;
-    const int64_t row = (int64_t)blockIdx.x * n;
-    float d_squares = 0, e_squares = 0, squares = 0;
-    for (int i = (int)threadIdx.x; i < n; i += kThreads) {
-        d_squares += p.d[row + i] * p.d[row + i];
-        e_squares += p.e[row + i] * p.e[row + i];
-    }
-    const float d_factor = 1.0f / sqrtf(block_sum(d_squares, shared) / (float)n + p.eps);
-    const float e_factor = 1.0f / sqrtf(block_sum(e_squares, shared) / (float)n + p.eps);
-    for (int i = (int)threadIdx.x; i < n; i += kThreads) {
-        y[i] = p.d[row + i] * d_factor * p.d_norm[i] + p.e[row + i] * e_factor * p.e_norm[i];
-        squares += y[i] * y[i];
-    }
-    const float factor = 1.0f / sqrtf(block_sum(squares, shared) / (float)n + p.eps);
-    for (int i = (int)threadIdx.x; i < n; i += kThreads)
-        p.x[row + i] = p.scalar * (p.x[row + i] + y[i] * factor * p.norm[i]);
+    const int64_t first = (int64_t)blockIdx.x * n;
+    const Row d = load_row(p.d + first, n), e = load_row(p.e + first, n);
+    const float d_factor = norm_factor(d, n, p.eps, shared), e_factor = norm_factor(e, n, p.eps, shared);
+    const Row from_d =
+        combine_rows(d, load_row(p.d_norm, n), [&](float value, float w) { return value * d_factor * w; });
+    const Row from_e =
+        combine_rows(e, load_row(p.e_norm, n), [&](float value, float w) { return value * e_factor * w; });
+    const Row y = combine_rows(from_d, from_e, [](float a, float b) { return a + b; });
+    const float factor = norm_factor(y, n, p.eps, shared), scalar = p.scalar;
+    const Row normed = combine_rows(y, load_row(p.norm, n), [&](float value, float w) { return value * factor * w; });
+    store_row(p.x + first, n, combine_rows(load_row(p.x + first, n), normed, [&](float x, float added) {
+                  return scalar * (x + added);
+              }));
 }
 
 /* ---- Embedding ------------------------------------------------------------------------------------------------ */
 
+constexpr int kEmbedThreads = 256;
+
 /* A thread for each (token, tile of columns, t of formats.cuh). */
 template <class F>
-__global__ void __launch_bounds__(kThreads) embed_kernel(const char *tiles, const float *scale, const int32_t *ids,
-                                                         int n_cols, int k_tiles, float gain, float *x) {
-    wait_for_predecessor();
+__global__ void __launch_bounds__(kEmbedThreads) embed_kernel(const char *tiles, const float *scale, const int32_t *ids,
+                                                              int n_cols, int k_tiles, float gain, float *x) {
+    KernelOrder launch_order;
     const int token = (int)blockIdx.x;
     const int id = ids[token], row = id % kTileRows;
     if (scale != nullptr) gain *= *scale;
-    for (int i = (int)threadIdx.x; i < k_tiles * 4; i += kThreads) {
+    for (int i = (int)threadIdx.x; i < k_tiles * 4; i += kEmbedThreads) {
         const char *row_tile = tiles + id / kTileRows * row_tile_bytes<F>(k_tiles);
         for_each_value<F>(row_tile, i / 4, row % 8 * 4 + i % 4, [&](int half, int slot, float value) {
             int column = i / 4 * F::kTileCols + F::lane_column(slot, i % 4);
@@ -305,7 +219,7 @@ __global__ void __launch_bounds__(kThreads) embed_kernel(const char *tiles, cons
     }
 }
 
-constexpr size_t row_bytes(int n_cols) { return (size_t)(32 + n_cols) * sizeof(float); }
+constexpr size_t kReduceBytes = 32 * sizeof(float);
 
 } // namespace
 
@@ -313,11 +227,12 @@ void prepare_rows(const Queue &queue, const float *x, int n, int n_cols, bool no
                   const PrepareTarget *targets, int n_targets) {
     PrepareParams p = {x, n_cols, norm, eps, {}, n_targets};
     for (int i = 0; i < n_targets; i++) p.targets[i] = targets[i];
-    launch(prepare_kernel, dim3((unsigned)n), dim3(kThreads), row_bytes(0), queue.stream, p);
+    launch(prepare_kernel, dim3((unsigned)n), row_threads(n_cols), kReduceBytes, queue.stream, p);
 }
 
 void prepare_gated(const Queue &queue, const Partials &gate_up, int n_ff, ActivationKind kind, const Activations &x) {
-    launch(gated_kernel, dim3((unsigned)gate_up.n), dim3(kThreads), row_bytes(0), queue.stream, gate_up, n_ff, kind, x);
+    launch(gated_kernel, dim3((unsigned)gate_up.n), row_threads(n_ff), kReduceBytes, queue.stream, gate_up, n_ff, kind,
+           x);
 }
 
 void finish_qkv(const Queue &queue, const Partials &projections, const QkvTarget &t) {
@@ -345,29 +260,29 @@ void finish_qkv(const Queue &queue, const Partials &projections, const QkvTarget
 }
 
 void sum_partials(const Queue &queue, const Partials &p, float *out) {
-    launch(sum_kernel, dim3((unsigned)p.n), dim3(kThreads), 0, queue.stream, p, out);
+    launch(sum_kernel, dim3((unsigned)p.n), row_threads(p.n_columns), 0, queue.stream, p, out);
 }
 
 void add_normed(const Queue &queue, const Partials &p, const float *weight, float eps, float *x) {
-    launch(add_normed_kernel, dim3((unsigned)p.n), dim3(kThreads), row_bytes(p.n_columns), queue.stream, p, weight, eps,
+    launch(add_normed_kernel, dim3((unsigned)p.n), row_threads(p.n_columns), kReduceBytes, queue.stream, p, weight, eps,
            x);
 }
 
 void add_then_norm(const Queue &queue, float *x, const float *d, int n, int n_embd, float eps) {
-    launch(add_then_norm_kernel, dim3((unsigned)n), dim3(kThreads), row_bytes(n_embd), queue.stream, x, d, n_embd, eps);
+    launch(add_then_norm_kernel, dim3((unsigned)n), row_threads(n_embd), kReduceBytes, queue.stream, x, d, n_embd, eps);
 }
 
 void combine(const Queue &queue, const dg_layer *layer, float *x, const float *d, const float *e, int n, int n_embd,
              float eps, float scalar) {
     CombineParams p = {x, d, e, layer->post_mlp_norm, layer->post_moe_norm, layer->post_ffn_norm, n_embd, eps, scalar};
-    launch(combine_kernel, dim3((unsigned)n), dim3(kThreads), row_bytes(n_embd), queue.stream, p);
+    launch(combine_kernel, dim3((unsigned)n), row_threads(n_embd), kReduceBytes, queue.stream, p);
 }
 
 void embed_rows(const Queue &queue, const dg_weight *embedding, const int32_t *ids, int n, float *x) {
     PackedShape shape = packed_shape(embedding->type, embedding->n_rows, embedding->n_cols);
     float gain = sqrtf((float)embedding->n_cols);
     with_format(embedding->type, [&](auto format) {
-        launch(embed_kernel<decltype(format)>, dim3((unsigned)n), dim3(kThreads), 0, queue.stream,
+        launch(embed_kernel<decltype(format)>, dim3((unsigned)n), dim3(kEmbedThreads), 0, queue.stream,
                (const char *)embedding->data, embedding->scale, ids, (int)embedding->n_cols, (int)shape.k_tiles, gain,
                x);
     });

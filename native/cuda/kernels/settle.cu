@@ -19,7 +19,7 @@ size_t settle_bytes(int n) {
 
 /* One block. Sums are in float64 and in the order in which the host adds, so two threads make them, side by side. */
 __global__ void __launch_bounds__(kSettleThreads) settle_kernel(dg_cuda_canvas c, int n) {
-    wait_for_predecessor();
+    KernelOrder launch_order;
     Decision *decision = shared_memory<Decision>();
     float *entropies = reinterpret_cast<float *>(decision + 1); /* (n) */
     float *sorted = entropies + n;                              /* (n) of the free positions, ascending */

@@ -23,15 +23,16 @@ __device__ __forceinline__ uint16_t term(float value, int i) {
 
 /* Weights (kTerms, n, kChunk) of one chunk. */
 template <class F>
-__global__ void __launch_bounds__(DenseProduct<F>::kThreads, 3) weights_kernel(HeadParams p, int first_tile) {
-    wait_for_predecessor();
+__global__ void __launch_bounds__(DenseProduct<F>::kThreads, kDenseBlocks<F>)
+    weights_kernel(HeadParams p, int first_tile) {
+    KernelOrder launch_order;
     using P = DenseProduct<F>;
     static_assert(P::kBlockTokens == kSoftTokens, "");
     if (p.scratch.any_dense[blockIdx.x] == 0) return;
     const int tile = first_tile + (int)blockIdx.y, token0 = (int)blockIdx.x * P::kBlockTokens;
     const int n_tokens = min(p.n - token0, P::kBlockTokens);
     typename P::Accumulators z;
-    head_logits<P>(z, p, tile * P::kBlockRowTiles, n_tokens, [&](int j) { return token0 + j; });
+    head_logits<P>(z, p, tile * P::kBlockRowTiles, n_tokens, ConsecutiveRows{token0});
     P::for_each(z, [&](int row, int token, float value) {
         if (token >= n_tokens) return;
         float weight = kWeightScale * expf(value - p.scratch.rows[token0 + token].maximum);
@@ -81,7 +82,7 @@ template <class F> __device__ void decode_rows(const SoftenParams &p, int step, 
 
 /* A block adds 128 tokens × 64 columns over its share of the chunk; each warp has 32 of the tokens. */
 template <class F> __global__ void __launch_bounds__(kSoftThreads) soften_kernel(SoftenParams p) {
-    wait_for_predecessor();
+    KernelOrder launch_order;
     constexpr int kN = kTerms<F>;
     if (p.head.scratch.any_dense[blockIdx.y] == 0) return;
     uint16_t *weights = shared_memory<uint16_t>();         /* (kTerms, kSoftTokens, kStride) */
@@ -156,7 +157,7 @@ constexpr int kFinishThreads = 256;
 
 /* soft = sums / normaliser for the tokens that need the dense form. */
 __global__ void __launch_bounds__(kFinishThreads) finish_kernel(HeadParams p, int n_embd, float gain, float *soft) {
-    wait_for_predecessor();
+    KernelOrder launch_order;
     const int token = (int)blockIdx.x;
     const HeadRow &row = p.scratch.rows[token];
     if (row.n_looks >= 0) return;
@@ -195,7 +196,7 @@ void finish(const Queue &queue, const HeadTask &task) {
 /* ---- Given z -------------------------------------------------------------------------------------------------- */
 
 __global__ void begin_kernel(HeadRow *rows, int32_t *any_dense, int n) {
-    wait_for_predecessor();
+    KernelOrder launch_order;
     for (int i = (int)threadIdx.x; i < n; i += (int)blockDim.x) {
         rows[i].maximum = -INFINITY;
         rows[i].normaliser = 0;
@@ -206,7 +207,7 @@ __global__ void begin_kernel(HeadRow *rows, int32_t *any_dense, int n) {
 
 /* A block for each position: the running maximum and normaliser. */
 __global__ void __launch_bounds__(kFinishThreads) given_statistics_kernel(const float *z, int count, HeadRow *rows) {
-    wait_for_predecessor();
+    KernelOrder launch_order;
     float *shared = shared_memory<float>(); /* (32), (kFinishThreads) */
     z += (int64_t)blockIdx.x * kGivenChunk;
     float largest = rows[blockIdx.x].maximum;
@@ -227,7 +228,7 @@ __global__ void __launch_bounds__(kFinishThreads) given_statistics_kernel(const 
 /* Weights (n_terms, n, kGivenChunk); zeros behind the last. */
 __global__ void __launch_bounds__(kFinishThreads)
     given_weights_kernel(const float *z, int count, const HeadRow *rows, int n, int n_terms, uint16_t *weights) {
-    wait_for_predecessor();
+    KernelOrder launch_order;
     const int64_t row = (int64_t)blockIdx.x * kGivenChunk;
     for (int i = (int)threadIdx.x; i < kGivenChunk; i += kFinishThreads) {
         float weight = i < count ? kWeightScale * expf(z[row + i] - rows[blockIdx.x].maximum) : 0.0f;

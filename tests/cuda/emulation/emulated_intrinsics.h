@@ -17,9 +17,8 @@ template <class T> T tile_load(const void *from) {
 static inline void cp_async_16(void *shared, const void *global, bool valid) {
     emulation::copy_later(shared, valid ? global : nullptr, 16);
 }
-static inline void cp_async_8(void *shared, const void *global, bool valid) {
-    emulation::copy_later(shared, valid ? global : nullptr, 8);
-}
+static inline void cp_async_16(void *shared, const void *global) { emulation::copy_later(shared, global, 16); }
+static inline void cp_async_8(void *shared, const void *global) { emulation::copy_later(shared, global, 8); }
 static inline void cp_async_commit() { emulation::commit_copies(); }
 template <int kGroupsLeft> void cp_async_wait() { emulation::wait_copies(kGroupsLeft); }
 
@@ -159,7 +158,10 @@ static inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void *row) {
     emulation::warp_operation("ldmatrix.trans", &m, emulation::ldmatrix<true>);
 }
 
-static inline void wait_for_predecessor() { emulation::note_begin(); }
+struct KernelOrder {
+    KernelOrder() { emulation::note_begin(); }
+    ~KernelOrder() {}
+};
 
 template <class T> T *shared_memory() { return (T *)emulation::shared; }
 

@@ -176,7 +176,7 @@ static void back_to_scheduler() {
 
 static void body() {
     (*scheduler.kernel)();
-    if (!scheduler.current->begun) fail("a kernel has not called wait_for_predecessor");
+    if (!scheduler.current->begun) fail("a kernel does not begin with a KernelOrder");
     scheduler.current->done = true;
     back_to_scheduler();
     fail("a finished thread was resumed");
