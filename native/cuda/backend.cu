@@ -455,7 +455,8 @@ bool find_obstacle(char *note, size_t note_size) {
 extern "C" __attribute__((visibility("default"))) const dg_backend_ops *
 dg_cuda_backend(size_t model_bytes, size_t ops_bytes, char *note, size_t note_size) {
     if (model_bytes != sizeof(dg_model) || ops_bytes != sizeof(dg_backend_ops)) {
-        snprintf(note, note_size, "the CUDA library is of another version of dgemma");
+        snprintf(note, note_size,
+                 "the CUDA library is of another version of dgemma than the engine: install both from one release");
         return nullptr;
     }
     return find_obstacle(note, note_size) ? nullptr : &kOperations;

@@ -11,6 +11,24 @@
 
 const char *dg_version(void) { return DGEMMA_VERSION; }
 
+dg_status dg_backend_check(dg_backend_kind kind, dg_backend_info *info, dg_error *error) {
+    char note[256];
+    dg_device device = {0};
+    if (kind == DG_BACKEND_CPU) {
+        snprintf(info->name, sizeof info->name, "%s", dg_cpu_backend_name());
+    } else if (kind == DG_BACKEND_CUDA) {
+        const dg_backend_ops *gpu = dg_cuda_load(note, sizeof note);
+        if (gpu == NULL) return dg_fail(error, DG_ERROR_BACKEND, "%s", note);
+        DG_TRY(gpu->describe_device(&device, error));
+        snprintf(info->name, sizeof info->name, "cuda");
+    } else {
+        return dg_fail(error, DG_ERROR_ARGUMENT, "backend %d; expected the CPU's or CUDA's number", (int)kind);
+    }
+    info->free_bytes = device.free_bytes;
+    info->total_bytes = device.total_bytes;
+    return DG_OK;
+}
+
 dg_model_params dg_model_params_default(void) {
     return (dg_model_params){
         .size = sizeof(dg_model_params), .backend = DG_BACKEND_AUTO, .n_gpu_layers = -1, .use_mmap = true};

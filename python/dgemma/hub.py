@@ -70,18 +70,16 @@ class Repository:
         self._local = None if local_dir is None else os.fspath(local_dir)
         self._cache = None if cache_dir is None else os.fspath(cache_dir)
         self._offline = False
+        self._known: Any = None
 
     def files(self) -> list[str]:
         """The names of its files; where the hub cannot be reached, of those that are here."""
         try:
-            return list(self._hub.list_repo_files(self.repo_id, revision=self._revision))
-        except self._problems() as problem:
-            if self._is_refusal(problem):
-                raise self._error(problem) from None
+            return list(self.sizes())
+        except Error:
             found = self._cached()
-            if not found:
-                raise self._error(problem) from None
-            self._offline = True
+            if not self._offline or not found:
+                raise
             return found
 
     def fetch(self, name: str) -> str:
@@ -97,20 +95,56 @@ class Repository:
                     local_files_only=self._offline,
                 )
             )
-        except self._problems() as problem:
+        except Exception as problem:  # of the hub's library, whichever it uses for HTTP
             raise self._error(problem) from None
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of each file; empty where the hub cannot be reached."""
-        if self._offline:
-            return {}
-        try:
-            info = self._hub.HfApi().model_info(
-                self.repo_id, revision=self._revision, files_metadata=True
-            )
-        except self._problems():
-            return {}
+        """Bytes of each file, as the hub says; 0 where it does not."""
+        info = self._info()
         return {file.rfilename: int(file.size or 0) for file in info.siblings or []}
+
+    def _info(self) -> Any:
+        """What the hub knows of the repository, asked for once."""
+        if self._known is None:
+            if self._offline:
+                raise Error(f"{self.repo_id}: the hub cannot be reached")
+            try:
+                self._known = self._hub.HfApi().model_info(
+                    self.repo_id, revision=self._revision, files_metadata=True
+                )
+            except Exception as problem:  # of the hub's library, whichever it uses for HTTP
+                self._offline = not self._is_refusal(problem)
+                raise self._error(problem) from None
+        return self._known
+
+    @property
+    def folder(self) -> Path:
+        """Where its files go."""
+        return Path(self._local or self._cache or self._hub.constants.HF_HUB_CACHE)
+
+    def missing_bytes(self, names: Sequence[str]) -> int:
+        """Bytes of these files that are not here yet; 0 where their sizes are not known."""
+        missing = [name for name in names if not self._is_here(name)]
+        sizes = {} if self._offline else self.sizes()
+        return sum(sizes.get(name, 0) for name in missing)
+
+    def _is_here(self, name: str) -> bool:
+        if self._local is not None:
+            return Path(self._local, name).exists()
+        found = self._hub.try_to_load_from_cache(
+            self.repo_id, name, cache_dir=self._cache, revision=self._revision
+        )
+        return isinstance(found, str)
+
+    def commit(self) -> str:
+        """The commit that its files are of: the hub's, or else the cache's."""
+        try:
+            return str(self._info().sha)
+        except Error:
+            revisions = [commit for commit, _ in self._cached_revisions()]
+            if not self._offline or not revisions:
+                raise
+            return revisions[0]
 
     def _cached(self) -> list[str]:
         """Names of the files that are here."""
@@ -118,32 +152,28 @@ class Repository:
             folder = Path(self._local)
             files = folder.rglob("*") if folder.is_dir() else iter(())
             return [f.relative_to(folder).as_posix() for f in files if f.is_file()]
+        return next((files for _, files in self._cached_revisions()), [])
+
+    def _cached_revisions(self) -> list[tuple[str, list[str]]]:
+        """Commit and files of what the cache holds under the revision that is meant."""
         try:
             cache = self._hub.scan_cache_dir(self._cache)
-        except (OSError, ValueError):
+        except Exception:  # there is no cache yet
             return []
-        for repository in cache.repos:
-            if (repository.repo_id, repository.repo_type) != (self.repo_id, "model"):
-                continue
-            wanted = self._revision or "main"
-            for revision in repository.revisions:
-                if wanted in revision.refs or revision.commit_hash == wanted:
-                    return [
-                        file.file_path.relative_to(revision.snapshot_path).as_posix()
-                        for file in revision.files
-                    ]
-        return []
-
-    def _problems(self) -> tuple[type[Exception], ...]:
-        errors = self._hub.errors
-        found: list[type[Exception]] = [OSError, ValueError, errors.HfHubHTTPError]
-        try:
-            import httpx
-
-            found.append(httpx.HTTPError)
-        except ImportError:  # releases before 1.0 use requests, whose errors are OSErrors
-            pass
-        return tuple(found)
+        wanted = self._revision or "main"
+        return [
+            (
+                revision.commit_hash,
+                [
+                    f.file_path.relative_to(revision.snapshot_path).as_posix()
+                    for f in revision.files
+                ],
+            )
+            for repository in cache.repos
+            if (repository.repo_id, repository.repo_type) == (self.repo_id, "model")
+            for revision in repository.revisions
+            if wanted in revision.refs or revision.commit_hash == wanted
+        ]
 
     def _is_refusal(self, problem: Exception) -> bool:
         """Whether the hub has answered, and its answer is no."""
@@ -192,6 +222,16 @@ def choose(
         return found
     siblings = (_SHARD.match(name) for name in sorted(files))
     return [m[0] for m in siblings if m is not None and m.groups() == shard.groups()]
+
+
+def has_models(files: Sequence[str]) -> bool:
+    """Whether there is a GGUF file with a model."""
+    return bool(_models(files))
+
+
+def has_type(files: Sequence[str], type: str) -> bool:
+    """Whether one of them is of that type."""
+    return bool(_of_type(_models(files), type))
 
 
 def _models(files: Sequence[str], *, also_others: bool = False) -> list[str]:

@@ -50,6 +50,7 @@ class DiffusionGemma(LlamaMethods):
         seed: for every answer that names none; None: a new one each time.
         strict: arguments and options without effect are errors, not warnings.
         verbose: show the progress of loading on standard error.
+        warn_of_unused_gpu: warn where `n_gpu_layers` or `n_cpu_moe` have no effect.
 
     The other arguments of llama-cpp-python's `Llama` are known: what changes nothing here is named
     once in a warning, and what would make answers other than they seem is refused with a reason.
@@ -76,6 +77,7 @@ class DiffusionGemma(LlamaMethods):
         seed: int | None = None,
         strict: bool = False,
         verbose: bool = False,
+        warn_of_unused_gpu: bool = True,
         **others: Unpack[LlamaArguments],
     ) -> None:
         self.strict = strict
@@ -114,7 +116,8 @@ class DiffusionGemma(LlamaMethods):
                 session=self._params,
             )
         self.info: ModelInfo = self._model.info
-        self._warn_of_unused_gpu(n_gpu_layers, n_cpu_moe)
+        if warn_of_unused_gpu:
+            self._warn_of_unused_gpu(n_gpu_layers, n_cpu_moe)
         self.sampling = self.info.sampling  # of answers that do not say otherwise
         self._params["n_ctx"] = min(n_ctx, self.info.context_length) if n_ctx > 0 else n_ctx
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()

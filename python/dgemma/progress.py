@@ -9,6 +9,19 @@ from typing import Any
 
 from tqdm import tqdm
 
+_shown: bool | None = None  # None: on a terminal
+
+
+@contextlib.contextmanager
+def shown(choice: bool | None) -> Iterator[None]:
+    """Shows bars anywhere (True), nowhere (False), or on terminals (None) meanwhile."""
+    global _shown
+    before, _shown = _shown, choice
+    try:
+        yield
+    finally:
+        _shown = before
+
 
 class Bar:
     """A bar under way: `update` counts further ones, `share` says how much of all is done."""
@@ -53,7 +66,7 @@ def progress_bar(
         leave=False,
         dynamic_ncols=True,
         file=sys.stderr,
-        disable=enabled is False or not _is_terminal(),
+        disable=enabled is False or not _wanted(),
     )
     try:
         yield Bar(bar)
@@ -61,5 +74,7 @@ def progress_bar(
         bar.close()
 
 
-def _is_terminal() -> bool:
+def _wanted() -> bool:
+    if _shown is not None:
+        return _shown
     return sys.stderr is not None and sys.stderr.isatty()

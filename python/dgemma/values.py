@@ -169,6 +169,15 @@ class GpuPlan:
 
 
 @dataclass(frozen=True)
+class BackendCheck:
+    """A backend that can be used; bytes are those of its GPU, 0 for the CPU."""
+
+    name: str
+    free_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True)
 class Operation:
     """Time and work of one kind of operation, summed over `calls`."""
 

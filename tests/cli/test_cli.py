@@ -21,7 +21,7 @@ import pytest
 
 from dgemma import DiffusionGemma
 from dgemma.cli import main
-from dgemma.cli.main import parser
+from dgemma.cli.program import parser
 
 QUESTION = "What is the capital of France?"
 PROGRAM = [sys.executable, "-c", "import sys, dgemma.cli; sys.exit(dgemma.cli.main())"]
@@ -158,7 +158,7 @@ def test_convert_and_synth_are_there(
     ("arguments", "message"),
     [
         (["generate", "-m", "nowhere.gguf", "-p", "x"], "nowhere.gguf"),
-        (["generate", "-m", "{model}", "-p", "x", "--temperature", "0"], "temperature"),
+        (["generate", "-m", "{model}", "-p", "x", "--temperature", "11"], "temperature"),
         (["generate", "-m", "{model}", "-p", "x", "-n", "0"], "max_tokens"),
         (["generate", "-m", "{model}", "--file", "nowhere.txt"], "nowhere.txt"),
         (["generate", "-m", "{model}", "-p", "x " * 3000, "-c", "256"], "context"),

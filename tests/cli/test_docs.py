@@ -14,7 +14,7 @@ import pytest
 
 import dgemma
 from dgemma.cli import main
-from dgemma.cli.main import parser
+from dgemma.cli.program import parser
 from support.serving import running
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dgemma.cli import main as command
-from dgemma.cli.main import parser
+from dgemma.cli.program import parser
 
 
 def test_the_converters_commands_are_plugins() -> None:
@@ -24,7 +24,7 @@ def test_a_plugin_that_does_not_load_is_one_line(
     def found(group: str) -> list[Any]:
         return [EntryPoint("broken", "dgemma_nowhere:add", group)]
 
-    monkeypatch.setattr(sys.modules["dgemma.cli.main"], "entry_points", found)
+    monkeypatch.setattr(sys.modules["dgemma.cli.plugins"], "entry_points", found)
     with pytest.raises(SystemExit) as done:
         command(["--version"])
     assert done.value.code == 0

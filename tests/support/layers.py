@@ -17,7 +17,7 @@ C_ORDER = ("include", "base", "quant", "gguf", "model", "device", "cpu", "cuda",
 # Likewise for the modules and packages of python/dgemma, which stand in rows: those of one row may
 # import each other.
 PYTHON_ORDER = (
-    ("errors", "progress", "sizes", "values"),
+    ("errors", "machine", "progress", "sizes", "values"),
     ("files", "tensor_kinds"),
     ("_native",),
     ("gguf_file", "quants"),

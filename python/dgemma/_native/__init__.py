@@ -8,6 +8,7 @@ from .calls import (
     MAX_DENOISING_STEPS,
     MAX_STABILITY_THRESHOLD,
     MAX_THREADS,
+    backend_check,
     measure_limits,
     version,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "Model",
     "Session",
     "SessionParams",
+    "backend_check",
     "dequantize",
     "measure_limits",
     "quantize",

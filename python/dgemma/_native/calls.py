@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import operator
 import os
 from typing import Any
@@ -21,7 +22,7 @@ from ..errors import (
     OptionValueError,
     OutOfMemoryError,
 )
-from ..values import Limits, Progress
+from ..values import BackendCheck, Limits, Progress
 
 PathLike = str | os.PathLike[str]
 
@@ -98,7 +99,16 @@ class Call:
         check(status, error)
 
 
-@ffi.def_extern(error=False)  # type: ignore[untyped-decorator]
+def _on_error(kind: type[BaseException], problem: BaseException, trace: Any) -> None:
+    """Takes what was raised before dgemma_progress could, Ctrl-C for one: cffi would print it."""
+    user = trace.tb_frame.f_locals.get("user") if trace is not None else None
+    if user is None:
+        _thread.interrupt_main()
+    else:
+        ffi.from_handle(user).raised = problem
+
+
+@ffi.def_extern(error=False, onerror=_on_error)  # type: ignore[untyped-decorator]
 def dgemma_progress(done: float, user: Any) -> bool:
     """Called by the engine; False ends the call that is running."""
     call: Call = ffi.from_handle(user)
@@ -107,6 +117,15 @@ def dgemma_progress(done: float, user: Any) -> bool:
     except BaseException as problem:
         call.raised = problem
         return False
+
+
+def backend_check(name: str) -> BackendCheck:
+    """What a backend, "cpu" or "cuda", would run on; BackendError says why it cannot."""
+    info, error = ffi.new("dg_backend_info *"), ffi.new("dg_error *")
+    kinds = {"cpu": lib.DG_BACKEND_CPU, "cuda": lib.DG_BACKEND_CUDA}
+    check(lib.dg_backend_check(kinds[name], info, error), error)
+    text = ffi.string(info.name).decode()
+    return BackendCheck(text, int(info.free_bytes), int(info.total_bytes))
 
 
 def measure_limits(n_threads: int = 0) -> Limits:

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from ..errors import Error
+from ..errors import Error, FileAccessError
+from ..files import reason_of, write_file
 from ..generation.events import Stats
 from ..model import DiffusionGemma
 from ..tools.answer import split_answer
 from .live import LiveAnswer
 from .shared import (
     Subparsers,
+    add_length_options,
     add_model_options,
     add_sampling_options,
     load_model,
-    sampling_options,
+    request_options,
 )
 
 HELP = """\
@@ -36,24 +39,39 @@ Ctrl-C stops an answer; twice, it leaves."""
 def add_parser(commands: Subparsers) -> None:
     """Registers the command."""
     parser = commands.add_parser("chat", help="talk with the model")
+    add_chat_options(parser)
+    add_model_options(parser)
+    parser.set_defaults(run=run)
+
+
+def add_chat_options(parser: argparse.ArgumentParser) -> None:
+    """How a conversation goes."""
     parser.add_argument("--system", metavar="TEXT", help="system message")
     parser.add_argument("--think", action="store_true", help="let the model think first")
     parser.add_argument("--plain", action="store_true", help="do not show the canvas settling")
-    parser.add_argument("-n", "--max-tokens", metavar="N", type=int, help="of each answer")
-    add_model_options(parser)
+    add_length_options(parser)
     add_sampling_options(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Talks until the input ends."""
+    request_options(args)  # wrong ones are said before a model is loaded
+    with load_model(args) as llm:
+        return talk(llm, args)
+
+
+def talk(llm: DiffusionGemma, args: argparse.Namespace) -> int:
+    """A conversation with a loaded model; returns the exit code."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  # line editing for input()
-    with load_model(args) as llm:
-        conversation = Conversation(llm, args)
-        if sys.stdin.isatty():
-            print(f"{Path(llm.model_path).name}: /help lists the commands", file=sys.stderr)
-        return conversation.loop()
+    conversation = Conversation(llm, args)
+    if _is_terminal():
+        print(f"{Path(llm.model_path).name}: /help lists the commands", file=sys.stderr)
+    return conversation.loop()
+
+
+def _is_terminal() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 class Conversation:
@@ -68,7 +86,9 @@ class Conversation:
 
     def loop(self) -> int:
         """Reads lines until the end; returns the exit code."""
-        prompt = "> " if sys.stdin.isatty() else ""
+        if sys.stdin is None:
+            return 0
+        prompt = "> " if _is_terminal() else ""
         while True:
             try:
                 line = input(prompt).strip()
@@ -93,7 +113,11 @@ class Conversation:
                 if self._interrupted:
                     return 130
                 self._interrupted = True
-            except (Error, OSError, ValueError) as problem:
+            except BrokenPipeError:
+                raise
+            except (Error, OSError, ValueError, RecursionError) as problem:
+                if getattr(problem, "errno", 0) == errno.ENOSPC and not isinstance(problem, Error):
+                    raise  # of standard output: that of files is a FileAccessError
                 print(f"dgemma: {problem}", file=sys.stderr)
 
     def _say(self, line: str) -> None:
@@ -102,9 +126,7 @@ class Conversation:
         prompt = self._llm.chat_template.render(
             [*system, *self._messages, turn], enable_thinking=self._args.think
         )
-        answer = self._llm.answer(
-            prompt, max_tokens=self._args.max_tokens, **sampling_options(self._args)
-        )
+        answer = self._llm.answer(prompt, **request_options(self._args))
         live = not self._args.plain
         try:
             with LiveAnswer(self._llm.tokenizer, live=live) as display:
@@ -138,7 +160,11 @@ class Conversation:
 
     def _save(self, path: Path) -> None:
         saved = {"system": self._system, "messages": self._messages}
-        path.write_text(json.dumps(saved, ensure_ascii=False, indent=1), encoding="utf-8")
+        text = json.dumps(saved, ensure_ascii=False, indent=1)
+        try:
+            write_file(path, text)
+        except OSError as problem:
+            raise FileAccessError(f"{path}: {reason_of(problem)}") from problem
         self._llm.save(_session_path(path))
 
     def _load(self, path: Path) -> None:
@@ -146,7 +172,7 @@ class Conversation:
             saved = json.loads(path.read_text(encoding="utf-8"))
             system, messages = saved["system"], saved["messages"]
             self._llm.chat_template.render([*messages, {"role": "user", "content": ""}])
-        except (KeyError, TypeError, ValueError) as problem:
+        except (KeyError, TypeError, ValueError, RecursionError) as problem:
             raise ValueError(f"{path} is no saved conversation: {problem}") from problem
         self._system, self._messages = system, messages
         session = _session_path(path)

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from .. import evaluation
 from ..evaluation.evaluate import (
@@ -27,6 +23,8 @@ from ..evaluation.evaluate import (
 )
 from ..evaluation.plot import Series, chart
 from ..model import DiffusionGemma
+from ..progress import progress_bar
+from .common import add_common_options, print_json
 from .shared import Subparsers, add_model_options, load_model
 
 TEXT = Path(evaluation.__file__).with_name("evaluation.txt")  # unless -f says otherwise
@@ -71,9 +69,8 @@ def add_parser(commands: Subparsers) -> None:
         default=64,
         help="tokens of the text before each canvas (default: %(default)s)",
     )
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--plot", metavar="F", type=Path, help="draw divergence by noise, as SVG")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_common_options(parser, "seed", "json")
     add_model_options(parser)
     parser.set_defaults(run=run)
 
@@ -108,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     if args.plot is not None:
         args.plot.write_text(_plot(found), encoding="utf-8")
     if args.json:
-        print(json.dumps(found, ensure_ascii=False))
+        print_json(found)
     else:
         print("\n".join(_lines(found)))
     return 0
@@ -144,7 +141,7 @@ def _reference(args: argparse.Namespace, questions: list[Question]) -> Iterator[
 
 @contextlib.contextmanager
 def _bar(what: str, total: int) -> Iterator[Callable[[int], object]]:
-    with tqdm(total=total, desc=what, disable=None, file=sys.stderr) as bar:
+    with progress_bar(what, total, unit="it") as bar:
         yield bar.update
 
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from ..generation.events import Generated
+from .common import add_common_options, print_json
 from .live import LiveAnswer
 from .shared import (
     Subparsers,
+    add_length_options,
     add_model_options,
     add_sampling_options,
     load_model,
     peak_rss_bytes,
-    sampling_options,
+    request_options,
 )
 
 
@@ -30,12 +31,10 @@ def add_parser(commands: Subparsers) -> None:
     parser.add_argument("--chat", action="store_true", help="apply the chat template")
     parser.add_argument("--system", metavar="TEXT", help="system message, with --chat")
     parser.add_argument("--think", action="store_true", help="let the model think, with --chat")
-    parser.add_argument(
-        "-n", "--max-tokens", metavar="N", type=int, help="default: until the model ends"
-    )
+    add_length_options(parser)
     parser.add_argument("--stop", metavar="TEXT", action="append", help="end there; repeatable")
     parser.add_argument("--live", action="store_true", help="show the canvas as it settles")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_common_options(parser, "json")
     add_model_options(parser)
     add_sampling_options(parser)
     parser.set_defaults(run=run)
@@ -43,7 +42,7 @@ def add_parser(commands: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Completes the prompt and prints the answer."""
-    prompt = _prompt(args)
+    prompt, options = _prompt(args), request_options(args)
     began = time.perf_counter()
     with load_model(args) as llm:
         load_s = time.perf_counter() - began
@@ -51,13 +50,11 @@ def run(args: argparse.Namespace) -> int:
             messages = [{"role": "system", "content": args.system}] if args.system else []
             messages.append({"role": "user", "content": prompt})
             prompt = llm.chat_template.render(messages, enable_thinking=args.think)
-        answer = llm.answer(
-            prompt, max_tokens=args.max_tokens, stop=args.stop, **sampling_options(args)
-        )
+        answer = llm.answer(prompt, **options)
         if args.json:
             for _ in answer:
                 pass
-            print(json.dumps(report(answer.result, load_s), ensure_ascii=False))
+            print_json(report(answer.result, load_s))
         else:
             with LiveAnswer(llm.tokenizer, live=args.live) as display:
                 for event in answer:

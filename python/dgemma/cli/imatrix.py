@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from ..evaluation.calibration import Calibration, chat_prompts, gather, text_chunks
 from ..importance import AVERAGE_TOKENS, save_importance
+from ..progress import progress_bar
+from .common import add_common_options, print_json
 from .shared import Subparsers, add_model_options, load_model
 
 
@@ -53,9 +51,7 @@ def add_parser(commands: Subparsers) -> None:
         default=1,
         help="canvases to denoise behind each, at most (default: %(default)s)",
     )
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--force", action="store_true", help="replace an existing file")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_common_options(parser, "seed", "force", "json")
     add_model_options(parser)
     parser.set_defaults(run=run)
 
@@ -80,13 +76,10 @@ def run(args: argparse.Namespace) -> int:
         if not prompts:
             raise ValueError(f"{args.file}: has no text")
         began = time.perf_counter()
-        with tqdm(
-            total=len(prompts), unit="prompt", desc="imatrix", disable=None, file=sys.stderr
-        ) as bar:
+        with progress_bar("imatrix", len(prompts), unit="prompt") as bar:
 
             def show(done: int, steps: int) -> None:
-                bar.set_postfix(steps=steps, refresh=False)
-                bar.update(done - bar.n)
+                bar.reach(done, steps=steps)
 
             found = gather(llm, prompts, canvases=args.canvases, seed=args.seed, progress=show)
         seconds = time.perf_counter() - began
@@ -99,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     )
     report = {"file": str(args.output), **summary(found), "seconds": seconds}
     if args.json:
-        print(json.dumps(report, ensure_ascii=False))
+        print_json(report)
     else:
         print(
             "wrote {file}: {entries} tensors, from {prompt_tokens} tokens of prompts and {steps} "

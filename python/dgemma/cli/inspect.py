@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections import Counter
 from typing import Any
@@ -11,8 +10,9 @@ from typing import Any
 from .._native import Model
 from ..errors import Error, OutOfMemoryError
 from ..gguf_file import File
+from ..sizes import size_text
 from ..tensor_kinds import Kind, kind_of
-from .shared import Subparsers
+from .common import Subparsers, add_common_options, print_json
 
 CONTEXTS = (4096, 8192, 32768, 65536, 131072)
 CACHE_TYPES = ("f16", "q8_0")
@@ -26,7 +26,7 @@ def add_parser(commands: Subparsers) -> None:
     parser = commands.add_parser("inspect", help="say what a file is and what it needs")
     parser.add_argument("file", metavar="F", help="GGUF file")
     parser.add_argument("--tensors", action="store_true", help="list every tensor")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_common_options(parser, "json")
     parser.set_defaults(run=run)
 
 
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints the description of a file."""
     found = describe(args.file, with_tensors=args.tensors or args.json)
     if args.json:
-        print(json.dumps(found, ensure_ascii=False))
+        print_json(found)
     else:
         print("\n".join(_lines(found, args.tensors)))
     return 0
@@ -134,15 +134,6 @@ def _gpu_lines(found: dict[str, Any]) -> list[str]:
             + "".join(f"{split:>18}" for split in splits)
         )
     return lines
-
-
-def size_text(n_bytes: float) -> str:
-    """A size for people, in decimal units."""
-    for unit in ("B", "kB", "MB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.4g} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.2f} GB"
 
 
 def _sizes(bytes_per_type: dict[str, int]) -> str:

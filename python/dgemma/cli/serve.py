@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..generation.options import make_options
+from .common import whole_number
 from .shared import (
     Subparsers,
     add_model_options,
     add_sampling_options,
     load_model,
-    sampling_options,
+    request_options,
 )
 
 
@@ -53,7 +54,13 @@ def _add_access_options(parser: argparse.ArgumentParser) -> None:
     """Where it listens, and who may ask."""
     group = parser.add_argument_group("access")
     group.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-    group.add_argument("--port", type=int, default=8080, help="default: %(default)s; 0: any")
+    group.add_argument(
+        "--port",
+        metavar="N",
+        type=whole_number(0, 65535),
+        default=8080,
+        help="default: %(default)s; 0: any",
+    )
     group.add_argument(
         "--api-key", metavar="K", action="append", help="asked of every request but /health"
     )
@@ -88,9 +95,8 @@ def run(args: argparse.Namespace) -> int:
         if value is not None and value < (name == "sessions"):
             raise ValueError(f"--{name.replace('_', '-')} is {value}: too small")
     budget = args.session_memory
+    options = request_options(args)  # what a request leaves open
     with load_model(args) as llm:
-        # What a request leaves open.
-        options = sampling_options(args)
         llm.seed = options.get("seed")
         llm.sampling = make_options(llm.sampling, **options).sampling
         return serve(

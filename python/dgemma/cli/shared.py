@@ -1,44 +1,39 @@
-"""Options that several commands have, and what they load."""
+"""Which model a command loads and how it denoises: options of all commands that answer."""
 
 from __future__ import annotations
 
 import argparse
 import resource
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .. import hub
+from ..generation.declared import RequestOptions, SamplingOptions, declared
 from ..model import DiffusionGemma
-from ..values import Sampling
-
-if TYPE_CHECKING:
-    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
-else:
-    Subparsers = Any
+from .common import Subparsers, add_common_options, whole_number
+from .obtain import obtain
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Which model, and how it is loaded."""
+def add_model_options(parser: argparse.ArgumentParser, *, source: bool = True) -> None:
+    """Which model, and how it is loaded; `source`: with -m and -hf."""
     group = parser.add_argument_group("model")
-    source = group.add_mutually_exclusive_group(required=True)
-    source.add_argument("-m", "--model", metavar="M", help="GGUF file")
-    source.add_argument(
-        "-hf",
-        "--hf-repo",
-        metavar="USER/REPO[:QUANT]",
-        help="file of a Hugging Face repository, such as user/repo:Q4_K_M",
-    )
+    if source:
+        named = group.add_mutually_exclusive_group(required=True)
+        named.add_argument("-m", "--model", metavar="M", help="GGUF file")
+        named.add_argument(
+            "-hf",
+            "--hf-repo",
+            metavar="USER/REPO[:TYPE]",
+            help="file of a Hugging Face repository, such as user/repo:Q4_K_M",
+        )
     group.add_argument(
         "-c",
         "--ctx-size",
         metavar="N",
-        type=int,
+        type=whole_number(0, 2**31 - 1),
         default=8192,
         help="tokens of context (default: %(default)s; 0: the model's own)",
     )
-    group.add_argument(
-        "-t", "--threads", metavar="N", type=int, default=0, help="default: one a physical core"
-    )
+    add_common_options(group, "threads", "progress")
     group.add_argument("--backend", choices=["auto", "cpu", "cuda"], default="auto")
     group.add_argument(
         "-ngl",
@@ -69,14 +64,17 @@ def _layers(text: str) -> int | str:
     return text if text == "auto" else int(text)
 
 
-def load_model(args: argparse.Namespace) -> DiffusionGemma:
-    """The model that the options name."""
-    path = args.model
-    if path is None:
-        repo, _, kind = args.hf_repo.partition(":")
-        path = hub.download(repo, type=kind or None)
+def model_path(args: argparse.Namespace) -> str:
+    """The file that -m or -hf names, downloaded where it is not there yet."""
+    if args.model is not None:
+        return str(args.model)
+    return obtain(args.hf_repo, threads=args.threads)
+
+
+def load_model(args: argparse.Namespace, path: str | None = None) -> DiffusionGemma:
+    """The model that the options name, or the one at `path`."""
     llm = DiffusionGemma(
-        path,
+        path or model_path(args),
         n_ctx=args.ctx_size,
         n_threads=args.threads,
         n_gpu_layers=args.n_gpu_layers,
@@ -85,6 +83,7 @@ def load_model(args: argparse.Namespace) -> DiffusionGemma:
         type_k=args.cache_type_k,
         type_v=args.cache_type_v,
         verbose=True,
+        warn_of_unused_gpu=False,  # the note says the same
     )
     if llm.info.backend_note:
         print(f"dgemma: {llm.info.backend_note}", file=sys.stderr)
@@ -94,27 +93,50 @@ def load_model(args: argparse.Namespace) -> DiffusionGemma:
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     """How a canvas is denoised; the defaults are the file's own."""
     group = parser.add_argument_group("denoising (default: what the file says)")
-    group.add_argument("--seed", metavar="N", type=int, help="default: another one each time")
-    group.add_argument("--temperature", metavar="X", type=float, help="scales t-min and t-max")
-    for name, kind in _SAMPLING.items():
+    _add_declared(group, "seed", "temperature", *declared(SamplingOptions))
+
+
+def add_length_options(parser: argparse.ArgumentParser) -> None:
+    """Where an answer ends."""
+    _add_declared(parser, "max_tokens")
+
+
+def _add_declared(group: Any, *names: str) -> None:
+    known, short = declared(RequestOptions), {"max_tokens": ("-n",)}
+    for name in names:
+        found = known[name]
         group.add_argument(
-            f"--{name.replace('_', '-')}", metavar="N" if kind is int else "X", type=kind
+            *short.get(name, ()),
+            f"--{name.replace('_', '-')}",
+            metavar=found.option.metavar,
+            type=found.kind,
+            help=found.option.help,
         )
 
 
-_SAMPLING = {
-    name: int if name in ("max_denoising_steps", "stability_threshold") else float
-    for name in Sampling.__annotations__
-}
-
-
-def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of `add_sampling_options` that were given."""
-    names = ["seed", "temperature", *_SAMPLING]
-    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+def request_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The declared options that were given, checked: before a model is loaded."""
+    found = {}
+    for name, option in declared(RequestOptions).items():
+        value = option.check(getattr(args, name, None))
+        if value is not None:
+            found[name] = value
+    return found
 
 
 def peak_rss_bytes() -> int:
     """The most memory that this process has had, mapped weights included."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
+
+
+__all__ = [
+    "Subparsers",
+    "add_length_options",
+    "add_model_options",
+    "add_sampling_options",
+    "load_model",
+    "model_path",
+    "peak_rss_bytes",
+    "request_options",
+]
