@@ -74,6 +74,11 @@ class Template:
         finally:
             self._lock.release()
 
+    def text(self, text: str) -> MarkedText:
+        """A text from outside, to be put behind what the template wrote."""
+        values, symbols = protect({"messages": text}, self._delimiters)
+        return MarkedText(values["messages"], symbols)
+
     def _ready(self) -> _Worker | _Here:
         """The worker, with the template in it."""
         if self._worker is None or not self._worker.usable():

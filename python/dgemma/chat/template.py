@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
@@ -10,10 +9,9 @@ from typing import Any
 from ..errors import ChatTemplateError, ModelFileError
 from ..marks import MarkedText
 from ..tokenizer import control_tokens
+from ..tools.declared import checked_tools
+from .messages import Message, normalized, prefilled
 from .sandbox import Template
-
-Message = Mapping[str, Any]
-ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 class ChatTemplate:
@@ -56,20 +54,29 @@ class ChatTemplate:
         It reads as a text, and knows which control tokens the template wrote: those that messages,
         tools and documents spell out are encoded as ordinary text (see `Tokenizer.encode`).
 
+        Where the last message is the assistant's, its answer is begun and not ended: the model goes
+        on behind it.
+
         Errors: TypeError and ValueError where a message is malformed, ChatTemplateError where the
         template cannot express them.
         """
         template = self._tools if tools else self._documents if documents else self._plain
-        return template.render(
+        begun = ""
+        if add_generation_prompt:
+            found, begun = prefilled(messages)
+        else:
+            found = normalized(messages)
+        prompt = template.render(
             {
-                "messages": normalized(messages),
-                "tools": [_tool(tool) for tool in tools or []] or None,
+                "messages": found,
+                "tools": checked_tools(tools) or None,
                 **({"documents": documents} if documents else {}),
             },
             enable_thinking=enable_thinking,
             add_generation_prompt=add_generation_prompt,
             **self._variables,
         )
+        return prompt + template.text(begun) if begun else prompt
 
 
 def check_template(source: str, **keys: Any) -> None:
@@ -81,122 +88,3 @@ def check_template(source: str, **keys: Any) -> None:
     greeting = [{"role": "user", "content": "Hi"}]
     if "Hi" not in template.render(greeting):
         raise ChatTemplateError("the chat template does not write what the user says")
-
-
-def normalized(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Checked copies of messages, in the form that Gemma 4's template reads.
-
-    Arguments of calls become objects. The model answers in the turn in which it called a tool, so
-    the `tool` messages after a call become `tool_responses` of the message that made it, and the
-    answer that follows becomes that message's text.
-    """
-    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
-        raise TypeError("messages must be a list of {'role': …, 'content': …}")
-    if not messages:
-        raise ValueError("messages must have at least one message")
-    found: list[dict[str, Any]] = []
-    names: dict[str, str] = {}  # of the calls, by id
-    for index, message in enumerate(messages):
-        checked = _message(message, f"messages[{index}]")
-        caller = found[-1] if found and found[-1].get("tool_calls") else None
-        for call in checked.get("tool_calls", ()):
-            names[str(call.get("id"))] = call["function"]["name"]
-        if checked["role"] == "tool":
-            if caller is None:
-                raise ValueError(f"messages[{index}] answers no call: none stands before it")
-            name = checked.get("name") or names.get(str(checked.get("tool_call_id")))
-            responses = caller.setdefault("tool_responses", [])
-            if name is None:  # by their order, as some clients leave out both names and ids
-                calls = caller["tool_calls"]
-                name = calls[min(len(responses), len(calls) - 1)]["function"]["name"]
-            responses.append({"name": name, "response": _response(checked["content"])})
-        elif (
-            checked["role"] == "assistant"
-            and caller is not None
-            and caller.get("tool_responses")
-            and not caller["content"]
-            and not checked.get("tool_calls")
-        ):
-            caller["content"] = checked["content"]
-        else:
-            found.append(checked)
-    return found
-
-
-def instructed(messages: Sequence[Message], instruction: str) -> Sequence[Message]:
-    """The messages with an instruction behind their system message, or as one."""
-    if not instruction or not isinstance(messages, Sequence) or not messages:
-        return messages
-    first = messages[0]
-    if not isinstance(first, Mapping) or first.get("role") not in ("system", "developer"):
-        return [{"role": "system", "content": instruction}, *messages]
-    content = "\n\n".join(filter(None, [_text(first.get("content"), "messages[0]"), instruction]))
-    return [{**first, "content": content}, *messages[1:]]
-
-
-def _message(message: Any, place: str) -> dict[str, Any]:
-    if not isinstance(message, Mapping):
-        raise TypeError(f"{place} must be an object, not a {type(message).__name__}")
-    role = message.get("role")
-    if role not in ROLES:
-        raise ValueError(f"{place}.role is {role!r}: expected one of {', '.join(ROLES)}")
-    checked = dict(message)
-    checked["content"] = _text(message.get("content"), place)
-    calls = message.get("tool_calls")
-    checked.pop("tool_calls", None)
-    if calls:
-        checked["tool_calls"] = [
-            _call(call, f"{place}.tool_calls[{i}]") for i, call in enumerate(calls)
-        ]
-    return checked
-
-
-def _text(content: Any, place: str) -> str:
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, Sequence):
-        raise TypeError(f"{place}.content must be a text or a list of parts")
-    texts = []
-    for part in content:
-        if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
-            raise TypeError(f"{place}.content has a part that is no {{'type': …}} object")
-        if part["type"] not in ("text", "input_text", "output_text"):
-            raise ValueError(
-                f"{place}.content has a part of type {part['type']!r}: "
-                "this engine reads text only, the vision part of the model is left out"
-            )
-        texts.append(str(part.get("text", "")))
-    return "".join(texts)
-
-
-def _call(call: Any, place: str) -> dict[str, Any]:
-    function = call.get("function") if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise TypeError(f"{place} must be {{'function': {{'name': …, 'arguments': …}}}}")
-    arguments = function.get("arguments") or {}
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except ValueError as problem:
-            raise ValueError(f"{place}.function.arguments is not JSON: {problem}") from None
-    if not isinstance(arguments, Mapping):
-        raise TypeError(f"{place}.function.arguments must be a JSON object")
-    return {**call, "function": {**function, "arguments": dict(arguments)}}
-
-
-def _response(content: str) -> Any:
-    """An object where a tool answered with one: the template writes its fields out."""
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError):
-        return content
-    return value if isinstance(value, dict) else content
-
-
-def _tool(tool: Any) -> dict[str, Any]:
-    function = tool.get("function") if isinstance(tool, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise TypeError("each tool must be {'type': 'function', 'function': {'name': …}}")
-    return {"type": "function", "function": {"description": "", "parameters": {}, **function}}

@@ -11,6 +11,7 @@ from .answer import (
     parse_call,
     split_answer,
 )
+from .reader import write_call
 
 __all__ = [
     "CALL",
@@ -22,4 +23,5 @@ __all__ = [
     "ToolCall",
     "parse_call",
     "split_answer",
+    "write_call",
 ]

@@ -13,14 +13,20 @@ import secrets
 from dataclasses import dataclass, field
 from typing import Any
 
-QUOTE = '<|"|>'
+from .reader import QUOTE, read_calls
+
 THOUGHT, THOUGHT_END = "<|channel>", "<channel|>"
 CALL, CALL_END = "<|tool_call>", "<tool_call|>"
 # The model asks for the response to its calls by opening one: nothing after it is the answer's.
-RESPONSE = "<|tool_response>"
+RESPONSE, RESPONSE_END = "<|tool_response>", "<tool_response|>"
 
-_NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][+-]?\d+)?\Z")
-_WORDS: dict[str, Any] = {"true": True, "false": False, "null": None, "None": None}
+# Those that close nothing are left out of what is said.
+_MARKS = (THOUGHT, THOUGHT_END, CALL, CALL_END, RESPONSE, RESPONSE_END, QUOTE)
+_WORD = re.compile(r"\s*\w*\s*")
+# The end of a call is not inside a text; a text that is not closed yet goes on to the end.
+_QUOTED_OR_END = re.compile(
+    r'<\|"\|>.*?(?:<\|"\|>|\Z)|"(?:[^"\\]|\\.)*(?:"|\Z)|<tool_call\|>', re.DOTALL
+)
 
 
 @dataclass(frozen=True)
@@ -41,87 +47,14 @@ class Piece:
     call: ToolCall | None = None
 
 
-class _Literal:
-    """Reads one object literal. Never fails: what is cut off or odd is read as far as it goes."""
-
-    def __init__(self, text: str) -> None:
-        self.text, self.at = text, 0
-
-    def _skip(self) -> None:
-        while self.at < len(self.text) and self.text[self.at] in " \t\r\n":
-            self.at += 1
-
-    def _take(self, token: str) -> bool:
-        self._skip()
-        found = self.text.startswith(token, self.at)
-        self.at += len(token) if found else 0
-        return found
-
-    def _quoted(self, mark: str) -> str:
-        end = self.text.find(mark, self.at)
-        end = len(self.text) if end < 0 else end
-        found, self.at = self.text[self.at : end], end + len(mark)
-        return found
-
-    def _bare(self, stops: str) -> str:
-        start = self.at
-        while self.at < len(self.text) and self.text[self.at] not in stops:
-            self.at += 1
-        return self.text[start : self.at].strip()
-
-    def object(self, depth: int = 0) -> dict[str, Any]:
-        """Pairs up to the closing brace or the end; the opening brace is already taken."""
-        found: dict[str, Any] = {}
-        while not self._take("}") and self.at < len(self.text):
-            before = self.at
-            if self._take(QUOTE):
-                key = self._quoted(QUOTE)
-            elif self._take('"'):
-                key = self._quoted('"')
-            else:
-                key = self._bare(":,}")
-            if self._take(":"):
-                value = self.value(depth + 1)
-                if key:
-                    found[key] = value
-            self._take(",")
-            if self.at == before:
-                self.at += 1  # a stray character: go on behind it
-        return found
-
-    def value(self, depth: int) -> Any:
-        if depth > 64:
-            self.at = len(self.text)
-            return None
-        if self._take(QUOTE):
-            return self._quoted(QUOTE)
-        if self._take('"'):
-            return self._quoted('"')
-        if self._take("{"):
-            return self.object(depth)
-        if self._take("["):
-            items: list[Any] = []
-            while not self._take("]") and self.at < len(self.text):
-                before = self.at
-                items.append(self.value(depth + 1))
-                self._take(",")
-                if self.at == before:
-                    break
-            return items
-        word = self._bare(",}]")
-        if _NUMBER.match(word) and len(word) < 300:
-            return json.loads(word)
-        return _WORDS.get(word, word)
-
-
 def parse_call(text: str) -> ToolCall | None:
-    """The call in `call:name{…}`, or None where that is not what it says."""
-    head, brace, rest = text.strip().partition("{")
-    name = head.removeprefix("call:").strip()
-    if not name or not head.startswith("call:"):
-        return None
-    arguments = _Literal(rest).object() if brace else {}
-    return ToolCall(name, json.dumps(arguments, ensure_ascii=False))
+    """The first call in a text such as `call:name{…}`, or None where there is none."""
+    calls = read_calls(text).calls
+    return _made(*calls[0]) if calls else None
+
+
+def _made(name: str, arguments: dict[str, Any]) -> ToolCall:
+    return ToolCall(name, json.dumps(arguments, ensure_ascii=False, allow_nan=False))
 
 
 class AnswerParser:
@@ -141,13 +74,29 @@ class AnswerParser:
         return found
 
     def finish(self) -> list[Piece]:
-        """What is left at the end: an unfinished call is dropped, other text is given out."""
+        """What is left at the end.
+
+        A call that is whole but for its closing mark counts. One that was cut off must not be
+        carried out: it is given out as text.
+        """
+        found: list[Piece] = []
+        while self._inside == CALL and (end := self._pending.find(CALL_END)) >= 0:
+            self._take_calls(end, found)  # a quotation mark that is never closed hid the end
+            while self._next(found):
+                pass
         rest, self._pending = self._pending, ""
-        if self._inside is None:
-            return [Piece(content=rest)] if rest else []
-        if self._inside == THOUGHT and self._named and rest:
-            return [Piece(reasoning=rest)]
-        return []
+        if self._inside is None and rest:
+            found.append(Piece(content=rest))
+        elif self._inside == CALL:
+            read = read_calls(rest)
+            if read.calls and not read.cut:
+                found += [Piece(call=_made(*call)) for call in read.calls]
+                rest = read.rest
+            if rest:
+                found.append(Piece(content=_as_text(rest)))
+        elif self._inside == THOUGHT and rest and (self._named or not "thought".startswith(rest)):
+            found.append(Piece(reasoning=rest))
+        return found
 
     def _next(self, found: list[Piece]) -> bool:
         """Takes one mark, or the text before it, off the pending text; False: wait for more."""
@@ -157,40 +106,50 @@ class AnswerParser:
             self._pending = ""
             return False
         if self._inside == THOUGHT and not self._named:
-            return self._name()
-        marks = (THOUGHT_END,) if self._inside else (THOUGHT, THOUGHT_END, CALL, RESPONSE)
-        at, mark = _first(self._pending, marks)
+            return self._name(found)
+        at, mark = _first(self._pending, (THOUGHT_END,) if self._inside else _MARKS)
         text, self._pending = self._pending[:at], self._pending[at + len(mark) :]
         if text:
             found.append(Piece(reasoning=text) if self._inside else Piece(content=text))
         if mark:
-            self._inside = None if mark == THOUGHT_END else mark
+            self._inside = mark if mark in (THOUGHT, CALL, RESPONSE) else None
             self._named = False
         return bool(mark)
 
-    def _name(self) -> bool:
+    def _name(self, found: list[Piece]) -> bool:
         end, close = self._pending.find("\n"), self._pending.find(THOUGHT_END)
         if close >= 0 and not 0 <= end < close:
-            end = close - 1  # a channel that ends in its first line has no text
+            # A channel that ends in its first line has no text, or no name.
+            end = close - 1
+            if not _WORD.fullmatch(self._pending[:close]):
+                found.append(Piece(reasoning=self._pending[:close]))
         if end < 0 and close < 0:
             return False
         self._pending, self._named = self._pending[end + 1 :], True
         return True
 
     def _call(self, found: list[Piece]) -> bool:
-        end = 0
-        while True:
-            end = self._pending.find(CALL_END, end)
-            if end < 0:
-                return False
-            if self._pending.count(QUOTE, 0, end) % 2 == 0:
-                break
-            end += 1  # the mark is part of a text
-        call = parse_call(self._pending[:end])
-        if call is not None:
-            found.append(Piece(call=call))
+        for match in _QUOTED_OR_END.finditer(self._pending):
+            if match[0] == CALL_END:
+                self._take_calls(match.start(), found)
+                return True
+        return False
+
+    def _take_calls(self, end: int, found: list[Piece]) -> None:
+        """Takes what stands up to `end` off the pending text, and the closing mark behind it."""
+        read = read_calls(self._pending[:end])
+        found += [Piece(call=_made(*call)) for call in read.calls]
+        if read.rest:
+            found.append(Piece(content=_as_text(read.rest)))
         self._pending, self._inside = self._pending[end + len(CALL_END) :], None
-        return True
+
+
+def _as_text(source: str) -> str:
+    """What was to be a call and is none, without marks and in ordinary quotation marks."""
+    source = source.replace(QUOTE, '"')
+    for mark in _MARKS:
+        source = source.replace(mark, "")
+    return source
 
 
 def _first(text: str, marks: tuple[str, ...]) -> tuple[int, str]:
