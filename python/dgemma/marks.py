@@ -42,9 +42,14 @@ class MarkedText(str):
         return made
 
     def __add__(self, other: str) -> MarkedText:
-        marked = other.marked if isinstance(other, MarkedText) else other
-        symbols = {**self.symbols, **getattr(other, "symbols", {})}
-        return MarkedText(self.marked + marked, symbols)
+        theirs = other if isinstance(other, MarkedText) else MarkedText(str(other))
+        free = _unused({*self.marked, *theirs.marked, *self.symbols, *theirs.symbols})
+        marked, symbols = "", {}
+        for text in (self, theirs):  # what stands for something in one may be a text in the other
+            fresh = {symbol: next(free) for symbol in text.symbols}
+            marked += translated(text.marked, fresh)
+            symbols.update({fresh[symbol]: c for symbol, c in text.symbols.items()})
+        return MarkedText(marked, symbols)
 
     def __reduce__(self) -> Any:
         return MarkedText, (self.marked, dict(self.symbols))

@@ -5,7 +5,7 @@
  * with every row of activations, and overwritten by the next. Activations are packed beforehand into *tiles* of
  * `tile_rows` rows, so that a kernel walks through strip and tile from front to back.
  *
- * Quantised types are multiplied as integers: weights as bytes with a float scale per 16 or 32 columns, activations as
+ * Quantized types are multiplied as integers: weights as bytes with a float scale per 16 or 32 columns, activations as
  * int8 with a float scale per 32; where the processor has a tile unit, both as bfloat16 instead. The other types are
  * multiplied in float32. */
 #ifndef DG_CPU_KERNELS_H

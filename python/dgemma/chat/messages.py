@@ -31,7 +31,7 @@ def normalized(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
     Arguments of calls become objects. The model answers in the turn in which it called a tool, so
     the `tool` messages after a call become `tool_responses` of the message that made it, and the
-    answer that follows becomes that message's text. A response whose call is not there is given one.
+    answer that follows becomes that message's text. A response whose call is not there gets one.
 
     Errors: OptionTypeError and OptionValueError, with the place in `param`.
     """

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ..chat.template import Message, instructed
-from ..errors import OptionTypeError, OptionValueError
+from ..chat import Message, instructed
+from ..errors import OptionTypeError
 from ..generation.events import Commit, Draft, Generated
 from ..generation.structured import Form, call_form, json_form
 from ..tools.answer import CALL, AnswerParser, Piece, ToolCall
+from ..tools.declared import checked_tools, chosen_tools
 from .answers import Completions, JsonObject
 from .host import Host
 from .requests import choices
@@ -49,17 +50,21 @@ class ChatCompletion(Completions):
         self._legacy = functions is not None and tools is None
         if self._legacy:
             tools, tool_choice = _as_tools(functions or (), function_call, tool_choice)
-        self._given, form = _forced_call(tools, tool_choice)
+        mode, names = chosen_tools(tools, tool_choice)
+        tools = [
+            tool for tool in checked_tools(tools)
+            if mode == "required" or (mode == "auto" and tool["function"]["name"] in names)
+        ]  # fmt: skip
+        self._given, form = _forced_call(mode, names)
         if response_format is not None:
-            may_call = bool(tools) and tool_choice != "none"
             asked, instruction = json_form(
-                response_format, after_thought=thinking, or_call=may_call
+                response_format, after_thought=thinking, or_call=bool(tools)
             )
             messages = instructed(messages, instruction)
             form = form or asked
         prompt = llm.chat_template.render(
             messages,
-            tools=None if tool_choice == "none" else tools,
+            tools=tools,
             enable_thinking=thinking,
         )
         self._n = choices(n)
@@ -70,7 +75,7 @@ class ChatCompletion(Completions):
             max_tokens=max_tokens if max_completion_tokens is None else max_completion_tokens,
             **options,
         )
-        self._may_call = tool_choice != "none"
+        self._may_call = mode != "none"
 
     def events(self) -> Iterator[Draft | JsonObject]:
         """Drafts, and the chunks of a streamed answer between them."""
@@ -201,28 +206,13 @@ def _call(call: ToolCall) -> JsonObject:
     return {"id": call.id, "type": "function", "function": function}
 
 
-def _forced_call(
-    tools: Iterable[Mapping[str, Any]] | None, choice: str | Mapping[str, Any] | None
-) -> tuple[str, Form | None]:
+def _forced_call(mode: str, names: Sequence[str]) -> tuple[str, Form | None]:
     """The beginning of the answer that a tool choice leaves no other way, and the form of the rest.
 
     The begun call is encoded with the prompt: the canvas settles behind it.
     """
-    if choice in (None, "auto", "none"):
+    if mode != "required":
         return "", None
-    names = [tool["function"]["name"] for tool in tools or [] if "function" in tool]
-    if not names:
-        raise OptionValueError(
-            "tool_choice asks for a call, but there are no tools", param="tool_choice"
-        )
-    if choice != "required":
-        wanted = choice.get("function", {}).get("name") if isinstance(choice, Mapping) else None
-        if wanted not in names:
-            raise OptionValueError(
-                f"tool_choice {choice!r} is none of the tools: {', '.join(names)}",
-                param="tool_choice",
-            )
-        names = [wanted]
     if len(names) == 1:
         return f"{CALL}call:{names[0]}{{", call_form(names, named=True)
     return f"{CALL}call:", call_form(names, named=False)

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
-from ..chat.template import Message
+from ..chat import Message
 from ..errors import OptionTypeError
 from .answers import Completions, JsonObject
 from .chat import ChatCompletion

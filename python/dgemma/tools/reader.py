@@ -29,7 +29,7 @@ MAX_DEPTH = 64
 _SPACE = re.compile(r"\s*")
 _NAME = re.compile(r"(call:)?\s*([\w$@/.:-]+)\s*")
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
-_APOSTROPHES = re.compile(r"'((?:[^'\\]|\\.)*)'(?=\s*[,)\]}])", re.DOTALL)
+_APOSTROPHES = re.compile(r"'((?:[^'\\]|\\.)*)'(?=\s*(?:[,)\]}:]|\Z))", re.DOTALL)
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?")
 _ESCAPE = re.compile(r'\\(["\\/bfnrt]|u[0-9a-fA-F]{4})?')
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
