@@ -222,7 +222,7 @@ def test_streams_give_out_only_what_is_valid(llm: DiffusionGemma) -> None:
 def test_repairs_are_counted_and_keep_what_was_valid(llm: DiffusionGemma) -> None:
     form, _ = json_form(wanted(CITY))
     prompt = llm.chat_template.render(QUESTION)
-    answer = llm.answer(prompt, form=form, seed=1)
+    answer = llm.choices([prompt], form=form, seed=1).answers[0]
     drafts = [event for event in answer if isinstance(event, Draft)]
     stats = answer.result.stats
     assert stats.repairs > 0
