@@ -91,9 +91,9 @@ int main(void) {
             printf("%-8s %5d %10.1f %6.1f%% %8.1f%% %10.2f\n", dg_type_traits_of(types[i])->name, n,
                    1e-9 * done / seconds,
                    100 * done / seconds /
-                       (j.panel.form.weight_tiles     ? peak_bf16
-                        : j.panel.form.integer ? peak_int8
-                                               : peak_f32),
+                       (j.panel.form.weight_tiles ? peak_bf16
+                        : j.panel.form.integer    ? peak_int8
+                                                  : peak_f32),
                    100 * decoding / seconds, 1e-9 * N_COLS * N_FEATURES / decoding);
             fflush(stdout);
             free(x);

@@ -63,6 +63,7 @@ static inline void vf_store_f16(uint16_t *p, vf a) {
 static inline vi vi_set(int32_t x) { return _mm256_set1_epi32(x); }
 static inline vi vi_load(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
 static inline void vi_store(void *p, vi a) { _mm256_storeu_si256((__m256i *)p, a); }
+static inline vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
 static inline vi vi_and(vi a, vi b) { return _mm256_and_si256(a, b); }
 static inline vi vi_or(vi a, vi b) { return _mm256_or_si256(a, b); }
 static inline vi vi_xor(vi a, vi b) { return _mm256_xor_si256(a, b); }
@@ -125,16 +126,47 @@ static inline vi vi_dot4(vi acc, vi w, const int8_t *x, const int w_signed) {
 }
 
 #if defined(__AVXVNNI__)
+#define HAS_SHORT_SUMS 0
+#else
+/* For short_sums.h, which explains them. A word of 32 bits holds two sums: of columns 0 and 1 of each four, and of 2
+ * and 3. */
+#define HAS_SHORT_SUMS 1
+typedef __m256i vs;
+static inline vs vs_begin(int32_t bias) { return _mm256_set1_epi32(bias); }
+static inline vs vs_add(vs sum, vi w, const int8_t *x) {
+    int32_t four;
+    memcpy(&four, x, sizeof four);
+    sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, _mm256_set1_epi32(four)));
+    KEEP_IN_REGISTERS(sum); /* gcc would add products up in pairs, and run out of registers for them */
+    return sum;
+}
+static inline vi vs_end(vs sum, int32_t bias) {
+    (void)bias;
+    return _mm256_madd_epi16(sum, _mm256_set1_epi16(1));
+}
+static inline int32_t vs_bias(const int8_t *x, int n, int32_t offset) {
+    int32_t sums[2] = {0, 0};
+    for (int c = 0; c < n; c++) sums[c / 2 % 2] -= offset * x[c];
+    return (int32_t)((uint32_t)sums[0] & 0xffff) | (int32_t)((uint32_t)sums[1] << 16);
+}
+#endif
+
 #define HAS_PAIRS 1
 #define PAIR_KEYS 4
 #define PAIR_ROWS 4
+#if defined(__AVXVNNI__)
 static inline vi vi_dot2(vi acc, vi a, vi b) { return _mm256_dpwssd_avx_epi32(acc, a, b); }
+#else
+static inline vi vi_dot2(vi acc, vi a, vi b) {
+    /* Both instructions at once: gcc would add products up in pairs, and run out of registers for them. */
+    __m256i product;
+    __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(acc), "=&x"(product) : "x"(a), "x"(b));
+    return acc;
+}
+#endif
 static inline void vi_store_halves(int16_t *p, vi a) {
     __m256i halves = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, a), 0x08);
     _mm_storeu_si128((__m128i *)p, _mm256_castsi256_si128(halves));
 }
-#else
-#define HAS_PAIRS 0
-#endif
 
 #endif

@@ -123,6 +123,8 @@ static inline vf vf_low_halves(vf a, vf b) { return vcombine_f32(vget_low_f32(a)
 static inline vf vf_high_halves(vf a, vf b) { return vcombine_f32(vget_high_f32(a), vget_high_f32(b)); }
 #endif
 
+#define HAS_SHORT_SUMS 0
+
 #define HAS_PAIRS 0
 
 #endif

@@ -22,7 +22,7 @@ typedef struct pairs_key_tile {
     int64_t key_stride; /* words of a row of `keys` */
     int32_t *keys;      /* (ATTENTION_KEYS, key_stride) and padding: pairs of dimensions, of k, then those of v
                            that stand in for the others */
-    int32_t *values;    /* (ATTENTION_KEYS/2, dim) pairs of keys */
+    int32_t *values;    /* (dim/LANES, ATTENTION_KEYS/2, LANES) pairs of keys: what is summed lies side by side */
     int32_t *weights;   /* (ATTENTION_KEYS/2, ATTENTION_ROWS) pairs of keys */
     float *row;         /* (dim) one cache row as floats */
     float k_scale[ATTENTION_KEYS];
@@ -101,7 +101,7 @@ static void round_keys(pairs_key_tile *t, const dg_attention *a, const dg_kv_run
         const float inverse = scale_of_row(t->row, a->head_dim, &t->v_scale[j]);
         for (int32_t d = 0; d < dim; d += LANES) {
             vi value = vi_from_float(vf_mul(vf_load(t->row + d), vf_set(inverse)));
-            int32_t *pair = t->values + j / 2 * dim + d;
+            int32_t *pair = t->values + d * (ATTENTION_KEYS / 2) + j / 2 * LANES;
             vi_store(pair, j % 2 == 0 ? vi_and(value, vi_set(0xffff)) : vi_or(vi_load(pair), vi_shift_left(value, 16)));
         }
         if (rest == 0) continue;
@@ -182,12 +182,14 @@ static void add_pair_values(const pairs_block *b, const pairs_key_tile *t, int r
     float *out = b->state.out + row * dim;
     for (int64_t d = 0; d < dim; d += 2 * LANES) {
         const int64_t second = d + LANES < dim ? d + LANES : d; /* the first twice, with equal results */
+        const int32_t *values = t->values + d * (ATTENTION_KEYS / 2),
+                      *others = t->values + second * (ATTENTION_KEYS / 2);
         vi sum[PAIR_ROWS][2];
         UNROLL
         for (int r = 0; r < PAIR_ROWS; r++) sum[r][0] = sum[r][1] = vi_set(0);
         UNROLL_ROUNDS
         for (int32_t j = 0; j < n_pairs; j++) {
-            vi v0 = vi_load(t->values + j * dim + d), v1 = vi_load(t->values + j * dim + second);
+            vi v0 = vi_load(values + j * LANES), v1 = vi_load(others + j * LANES);
             UNROLL
             for (int r = 0; r < PAIR_ROWS; r++) {
                 vi weight = vi_set(t->weights[j * ATTENTION_ROWS + row + r]);

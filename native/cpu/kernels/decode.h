@@ -3,6 +3,9 @@
  * All LANES rows of a vector are decoded at once: sixteen bytes of each are read and transposed, so that word j of
  * every row stands in one vector, and everything after that is the same arithmetic in all lanes. */
 
+/* Where sums have 16 bits, codes of five bits are taken about their middle, and the mins moved by as much. */
+#define FIVE_BITS_OFFSET (HAS_SHORT_SUMS ? 16 : 0)
+
 static dg_form form_of(int32_t type) {
     const dg_form q8 = {.integer = true, .is_signed = Q8_OFFSET == 0, .group = 32, .offset = Q8_OFFSET};
     switch (type) {
@@ -11,10 +14,11 @@ static dg_form form_of(int32_t type) {
     case DG_TYPE_Q5_0:
         return (dg_form){.integer = true, .group = 32, .offset = 16};
     case DG_TYPE_Q4_1:
-    case DG_TYPE_Q5_1:
     case DG_TYPE_Q4_K:
-    case DG_TYPE_Q5_K:
         return (dg_form){.integer = true, .has_mins = true, .group = 32};
+    case DG_TYPE_Q5_1:
+    case DG_TYPE_Q5_K:
+        return (dg_form){.integer = true, .has_mins = true, .group = 32, .offset = FIVE_BITS_OFFSET};
     case DG_TYPE_Q8_0:
     case DG_TYPE_IQ4_NL:
     case DG_TYPE_IQ4_XS:

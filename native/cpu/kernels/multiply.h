@@ -19,7 +19,7 @@ static void pack(const dg_rows *rows, int32_t row, int64_t first_col, const floa
         float scale = amax / 127.0f;
         vf inverse = vf_set(amax > 0x1p-100f ? 127.0f / amax : 0.0f);
         int8_t *codes = rows->codes + block * TILE_ROWS * DG_BLOCK;
-        float sums[2] = {0, 0};
+        float sums[2] = {0, 0}; /* of sixteen columns each, then of a group */
         for (int i = 0; i < PARTS; i++) {
             vi q = vi_from_float(vf_mul(v[i], inverse));
             vi_store_bytes(codes + packed_place(slot, i * LANES), q);
@@ -29,7 +29,13 @@ static void pack(const dg_rows *rows, int32_t row, int64_t first_col, const floa
         if (groups_per_block == 1) sums[0] += sums[1];
         for (int g = 0; g < groups_per_block; g++) {
             int64_t at = (block * groups_per_block + g) * TILE_ROWS + slot;
+#if HAS_SHORT_SUMS
+            rows->bias[at] = rows->form.is_signed ? 0
+                                                  : vs_bias(codes + packed_place(slot, g * rows->form.group),
+                                                            rows->form.group, rows->form.offset);
+#else
             rows->bias[at] = -rows->form.offset * (int32_t)sums[g];
+#endif
             if (rows->form.has_mins) rows->sums[at] = scale * sums[g];
         }
     }
@@ -64,11 +70,11 @@ ALWAYS_INLINE void multiply_integers(const int n_rows, const int group, const bo
     const float *x_scale = rows->scales + block * TILE_ROWS;
     const int32_t *bias = rows->bias + block * groups_per_block * TILE_ROWS;
     const float *x_sum = has_mins ? rows->sums + block * groups_per_block * TILE_ROWS : NULL;
-    const int n_fetched = lines_per_block(panel, rows);
-    const uint8_t *next = panel->prefetch + tile * n_blocks * n_fetched * CACHE_LINE;
+    const int n_prefetched = lines_per_block(panel, rows);
+    const uint8_t *next = panel->prefetch + tile * n_blocks * n_prefetched * CACHE_LINE;
 
     for (int64_t b = 0; b < n_blocks; b++) {
-        for (int i = 0; i < n_fetched; i++, next += CACHE_LINE) __builtin_prefetch(next, 0, 2);
+        for (int i = 0; i < n_prefetched; i++, next += CACHE_LINE) __builtin_prefetch(next, 0, 2);
         UNROLL
         for (int g = 0; g < groups_per_block; g++) {
             vi sum[TILE_ROWS][VECTORS];
@@ -116,22 +122,29 @@ ALWAYS_INLINE void multiply_integers(const int n_rows, const int group, const bo
 }
 #endif
 
+#if HAS_SHORT_SUMS
+#include "cpu/kernels/short_sums.h"
+#define MULTIPLY_UNSIGNED multiply_short
+#else
+#define MULTIPLY_UNSIGNED(n_rows, group, has_mins, ...) multiply_integers(n_rows, group, false, has_mins, __VA_ARGS__)
+#endif
+
 /* One row tile, its first n_rows rows (a compile-time constant), in integers. */
 ALWAYS_INLINE void multiply_tile(const int n_rows, const dg_panel *panel, const dg_rows *rows, int64_t tile,
                                  float *sums, float *out, int64_t out_stride, int32_t n_lanes) {
     const dg_form form = panel->form;
     vf acc[TILE_ROWS][VECTORS];
     load_sums(n_rows, panel, sums, acc);
-    if (form.group == 32 && form.has_mins)
-        multiply_integers(n_rows, 32, false, true, panel, rows, tile, acc);
-    else if (form.group == 32 && form.is_signed)
+    if (form.is_signed)
         multiply_integers(n_rows, 32, true, false, panel, rows, tile, acc);
+    else if (form.group == 32 && form.has_mins)
+        MULTIPLY_UNSIGNED(n_rows, 32, true, panel, rows, tile, acc);
     else if (form.group == 32)
-        multiply_integers(n_rows, 32, false, false, panel, rows, tile, acc);
+        MULTIPLY_UNSIGNED(n_rows, 32, false, panel, rows, tile, acc);
     else if (form.has_mins)
-        multiply_integers(n_rows, 16, false, true, panel, rows, tile, acc);
+        MULTIPLY_UNSIGNED(n_rows, 16, true, panel, rows, tile, acc);
     else
-        multiply_integers(n_rows, 16, false, false, panel, rows, tile, acc);
+        MULTIPLY_UNSIGNED(n_rows, 16, false, panel, rows, tile, acc);
     store_sums(n_rows, panel, rows->n_cols, acc, sums, out, out_stride, n_lanes);
 }
 

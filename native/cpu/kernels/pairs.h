@@ -23,8 +23,8 @@ ALWAYS_INLINE void multiply_integers(const int n_rows, const int group, const bo
     const float *x_scale = rows->scales + block * TILE_ROWS;
     const int32_t *bias = rows->bias + block * groups_per_block * TILE_ROWS;
     const float *x_sum = has_mins ? rows->sums + block * groups_per_block * TILE_ROWS : NULL;
-    const int n_fetched = lines_per_block(panel, rows);
-    const uint8_t *next = panel->prefetch + tile * n_blocks * n_fetched * CACHE_LINE;
+    const int n_prefetched = lines_per_block(panel, rows);
+    const uint8_t *next = panel->prefetch + tile * n_blocks * n_prefetched * CACHE_LINE;
     vf square[PAIRS][QUARTERS];
     (void)is_signed; /* unsigned codes are below 128 */
     UNROLL
@@ -38,7 +38,7 @@ ALWAYS_INLINE void multiply_integers(const int n_rows, const int group, const bo
     }
 
     for (int64_t b = 0; b < n_blocks; b++) {
-        for (int i = 0; i < n_fetched; i++, next += CACHE_LINE) __builtin_prefetch(next, 0, 2);
+        for (int i = 0; i < n_prefetched; i++, next += CACHE_LINE) __builtin_prefetch(next, 0, 2);
         UNROLL
         for (int g = 0; g < groups_per_block; g++) {
             vi sum[PAIRS][QUARTERS];

@@ -52,8 +52,9 @@ ALWAYS_INLINE void decode_q5_1(source s, target *t) {
     load_rows(s, 0, head);
     load_rows(s, 8, m);
     put_five_bits(t, m, head[1]);
-    put_scale(t, low_half(head[0]));
-    put_min(t, vf_sub(vf_set(0), high_half(head[0])));
+    const vf scale = low_half(head[0]);
+    put_scale(t, scale);
+    put_min(t, vf_sub(vf_mul(scale, vf_set(-FIVE_BITS_OFFSET)), high_half(head[0])));
 }
 
 ALWAYS_INLINE void decode_q8_0(source s, target *t) {

@@ -1,21 +1,24 @@
 /* Decoders of the types with super-blocks of 256 columns. Included by decode.h, once for each instruction set. */
 
-/* Eight scales and minima of six bits, whose words stand in head[1 … 3]; d and dmin in head[0]. */
-ALWAYS_INLINE void put_scales_and_mins(target *t, const vi head[4]) {
+/* Eight scales and minima of six bits, whose words stand in head[1 … 3]; d and dmin in head[0]. `offset`: of the codes.
+ */
+ALWAYS_INLINE void put_scales_and_mins(target *t, const vi head[4], const int offset) {
     vf d = low_half(head[0]), dmin = high_half(head[0]);
     vi scales[2] = {bits(head[1], 0, 63), vi_or(bits(head[3], 0, 15), vi_shift_left(bits(head[1], 6, 3), 4))};
     vi mins[2] = {bits(head[2], 0, 63), vi_or(bits(head[3], 4, 15), vi_shift_left(bits(head[2], 6, 3), 4))};
     UNROLL
     for (int i = 0; i < 8; i++) {
-        put_scale(t, vf_mul(d, signed_byte(scales[i / 4], i % 4)));
-        put_min(t, vf_mul(dmin, signed_byte(mins[i / 4], i % 4)));
+        const vf scale = vf_mul(d, signed_byte(scales[i / 4], i % 4));
+        const vf min = vf_mul(dmin, signed_byte(mins[i / 4], i % 4));
+        put_scale(t, scale);
+        put_min(t, offset != 0 ? vf_fma(scale, vf_set((float)-offset), min) : min);
     }
 }
 
 ALWAYS_INLINE void decode_q4_k(source s, target *t) {
     vi head[4];
     load_rows(s, 0, head);
-    put_scales_and_mins(t, head);
+    put_scales_and_mins(t, head, 0);
     for (int k = 0; k < 4; k++) {
         vi a[4], b[4];
         load_rows(s, 16 + 32 * k, a);
@@ -30,7 +33,7 @@ ALWAYS_INLINE void decode_q4_k(source s, target *t) {
 ALWAYS_INLINE void decode_q5_k(source s, target *t) {
     vi head[4], high[8];
     load_rows(s, 0, head);
-    put_scales_and_mins(t, head);
+    put_scales_and_mins(t, head, FIVE_BITS_OFFSET);
     load_rows(s, 16, high);
     load_rows(s, 32, high + 4);
     UNROLL
