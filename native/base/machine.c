@@ -13,6 +13,7 @@
 #define NO_LIMIT UINT64_MAX
 #define GROUPS "/proc/self/cgroup"
 #define GROUPS_ROOT "/sys/fs/cgroup"
+#define DEVICES "/sys/devices"
 
 static uint64_t smaller(uint64_t a, uint64_t b) { return a < b ? a : b; }
 
@@ -99,10 +100,10 @@ uint64_t dg_cgroup_memory(const char *groups, const char *root) {
 
 /* ---- Processors ---------------------------------------------------------------------------------------------- */
 
-#if defined(__linux__)
-static int read_topology(int cpu, const char *name) {
-    char path[128];
-    snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%d/topology/%s", cpu, name);
+/* A number in the file `name` of logical processor `cpu`; −1 where there is none. */
+static int read_processor(const char *devices, int cpu, const char *name) {
+    char path[MAX_PATH];
+    if (snprintf(path, sizeof path, "%s/system/cpu/cpu%d/%s", devices, cpu, name) >= (int)sizeof path) return -1;
     FILE *file = fopen(path, "r");
     int value = -1;
     if (file == NULL) return -1;
@@ -111,23 +112,56 @@ static int read_topology(int cpu, const char *name) {
     return value;
 }
 
-/* Hyper-threads of one core share its multipliers: counts distinct (package, core) pairs among the allowed; 0 where
- * that is not known. */
-static int count_cores(void) {
-    cpu_set_t allowed;
-    int n = 0, seen[CPU_SETSIZE];
-    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return 0;
-    for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
-        if (!CPU_ISSET(cpu, &allowed)) continue;
-        int core = read_topology(cpu, "core_id"), package = read_topology(cpu, "physical_package_id");
-        int key = core < 0 ? -1 - cpu : (package < 0 ? 0 : package) * 65536 + core;
-        int i = 0;
-        while (i < n && seen[i] != key) i++;
-        if (i == n) seen[n++] = key;
+/* Whether a list such as "0-7,12" names `cpu`; false where there is no such file. */
+static bool list_names(const char *devices, const char *name, int cpu) {
+    char path[MAX_PATH];
+    bool found = false;
+    if (snprintf(path, sizeof path, "%s/%s", devices, name) >= (int)sizeof path) return false;
+    FILE *file = fopen(path, "r");
+    if (file == NULL) return false;
+    for (int first, last, next; !found && fscanf(file, "%d", &first) == 1;) {
+        last = first;
+        next = fgetc(file);
+        if (next == '-') {
+            if (fscanf(file, "%d", &last) != 1) break;
+            next = fgetc(file);
+        }
+        found = first <= cpu && cpu <= last;
+        if (next != ',') break;
     }
+    fclose(file);
+    return found;
+}
+
+/* What the processor does in a second, against others of the machine. ARM systems say it, newer Linux for x86, too;
+ * before, Intel's efficiency cores are those of a device of their own. */
+static int capacity_of(const char *devices, int cpu) {
+    enum { FULL = 1024, EFFICIENT = 512 };
+    const int capacity = read_processor(devices, cpu, "cpu_capacity");
+    if (capacity > 0) return capacity;
+    return list_names(devices, "cpu_atom/cpus", cpu) ? EFFICIENT : FULL;
+}
+
+int dg_performance_cores(const char *devices, const int *cpus, int n_cpus) {
+    int largest = 0, n = 0;
+    int *seen = malloc(((size_t)n_cpus + 1) * sizeof *seen);
+    if (seen == NULL) return 0;
+    for (int i = 0; i < n_cpus; i++) {
+        const int capacity = capacity_of(devices, cpus[i]);
+        if (capacity > largest) largest = capacity;
+    }
+    for (int i = 0; i < n_cpus; i++) {
+        if (capacity_of(devices, cpus[i]) * 4 < largest * 3) continue;
+        const int core = read_processor(devices, cpus[i], "topology/core_id");
+        const int package = read_processor(devices, cpus[i], "topology/physical_package_id");
+        const int key = core < 0 ? -1 - cpus[i] : (package < 0 ? 0 : package) * 65536 + core;
+        int k = 0;
+        while (k < n && seen[k] != key) k++;
+        if (k == n) seen[n++] = key;
+    }
+    free(seen);
     return n;
 }
-#endif
 
 int dg_logical_processors(void) {
 #if defined(__linux__)
@@ -141,7 +175,12 @@ int dg_logical_processors(void) {
 int dg_physical_cores(void) {
     int n = 0;
 #if defined(__linux__)
-    n = count_cores();
+    cpu_set_t allowed;
+    int cpus[CPU_SETSIZE], n_cpus = 0;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) == 0)
+        for (int cpu = 0; cpu < CPU_SETSIZE; cpu++)
+            if (CPU_ISSET(cpu, &allowed)) cpus[n_cpus++] = cpu;
+    n = dg_performance_cores(DEVICES, cpus, n_cpus);
 #endif
     if (n == 0) n = dg_logical_processors();
     uint64_t granted = dg_cgroup_cpus(GROUPS, GROUPS_ROOT); /* in thousandths */

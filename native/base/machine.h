@@ -4,9 +4,14 @@
 
 #include <stdint.h>
 
-/* Physical cores that this process may use, at least 1: those of its affinity mask, and no more than the processor time
- * that its control groups grant (a quota of 1.5 is two). */
+/* Threads for work that keeps a core busy, at least 1: the physical performance cores of this process's affinity mask,
+ * and no more than the processor time that its control groups grant (a quota of 1.5 is two). */
 int dg_physical_cores(void);
+
+/* Physical cores among the logical processors cpus (n_cpus) that reach at least three quarters of the capacity of the
+ * fastest of them: hyper-threads share a core's multipliers, and efficiency cores would hold the others up. `devices`
+ * is a folder such as /sys/devices. 0 for no processors. */
+int dg_performance_cores(const char *devices, const int *cpus, int n_cpus);
 
 /* Logical processors in the affinity mask, at least 1: with more threads than these, spinning takes time from a thread
  * that has work. */

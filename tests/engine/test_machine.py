@@ -96,3 +96,49 @@ def test_threads_are_what_was_asked_for(tiny_gguf: Path) -> None:
         assert llm.default_session.n_threads == 3
     with pytest.raises(ValueError, match="n_threads is -2"):
         dgemma.DiffusionGemma(tiny_gguf, n_ctx=256, n_threads=-2)
+
+
+def _cores(
+    library: ctypes.CDLL, folder: Path, cpus: list[int], files: dict[str, str], core_of: list[int]
+) -> int:
+    """What the engine counts on a made-up machine whose logical processor i is in core_of[i]."""
+    for cpu, core in enumerate(core_of):
+        files = files | {
+            f"system/cpu/cpu{cpu}/topology/core_id": str(core),
+            f"system/cpu/cpu{cpu}/topology/physical_package_id": "0",
+        }
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text + "\n")
+    numbers = (ctypes.c_int * len(cpus))(*cpus)
+    return library.test_performance_cores(os.fsencode(folder), numbers, len(cpus))
+
+
+def test_hyper_threads_share_a_core(kernel_library: ctypes.CDLL, tmp_path: Path) -> None:
+    cores = [0, 1, 2, 3, 0, 1, 2, 3]
+    assert _cores(kernel_library, tmp_path, list(range(8)), {}, cores) == 4
+    assert _cores(kernel_library, tmp_path, [0, 4, 1], {}, cores) == 2
+
+
+def test_intels_efficiency_cores_are_not_counted(
+    kernel_library: ctypes.CDLL, tmp_path: Path
+) -> None:
+    """Six performance cores with two threads each, and two groups of four efficiency cores."""
+    cores = [0, 0, 4, 4, 8, 8, 12, 12, 16, 16, 20, 20, *range(24, 32)]
+    files = {"cpu_core/cpus": "0-11", "cpu_atom/cpus": "12-15,16-19"}
+    assert _cores(kernel_library, tmp_path, list(range(20)), files, cores) == 6
+    # A process that may run on efficiency cores only has those.
+    assert _cores(kernel_library, tmp_path, [12, 13, 17], files, cores) == 3
+
+
+def test_capacities_tell_slow_cores(kernel_library: ctypes.CDLL, tmp_path: Path) -> None:
+    """One large core, three nearly as fast, four small ones."""
+    capacities = [1024, 900, 900, 900, 325, 325, 325, 325]
+    files = {
+        f"system/cpu/cpu{cpu}/cpu_capacity": str(value) for cpu, value in enumerate(capacities)
+    }
+    assert _cores(kernel_library, tmp_path, list(range(8)), files, list(range(8))) == 4
+
+
+def test_nothing_known_counts_every_processor(kernel_library: ctypes.CDLL, tmp_path: Path) -> None:
+    assert _cores(kernel_library, tmp_path, [0, 1, 2], {}, []) == 3

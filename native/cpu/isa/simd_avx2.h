@@ -121,7 +121,9 @@ static inline vi vi_dot4(vi acc, vi w, const int8_t *x, const int w_signed) {
      * signed weight hands its sign to x. */
     __m256i pairs =
         w_signed ? _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(all, w)) : _mm256_maddubs_epi16(w, all);
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    acc = _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    KEEP_IN_REGISTERS(acc); /* as in vs_add */
+    return acc;
 #endif
 }
 
