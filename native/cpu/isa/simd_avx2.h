@@ -131,8 +131,11 @@ static inline vi vi_dot4(vi acc, vi w, const int8_t *x, const int w_signed) {
 #define HAS_SHORT_SUMS 0
 #else
 /* For short_sums.h, which explains them. A word of 32 bits holds two sums: of columns 0 and 1 of each four, and of 2
- * and 3. */
+ * and 3. They start at the bias, so that in the end each has at most 15 bits and a sign; before, they may wrap around.
+ */
 #define HAS_SHORT_SUMS 1
+_Static_assert(16 * 127 * 32 / 2 < 32768 && 32 * 127 * 16 / 2 < 32768,
+               "|code − offset| at most 16, and at most 32 in groups of 16");
 typedef __m256i vs;
 static inline vs vs_begin(int32_t bias) { return _mm256_set1_epi32(bias); }
 static inline vs vs_add(vs sum, vi w, const int8_t *x) {

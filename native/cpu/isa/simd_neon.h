@@ -9,7 +9,11 @@
 
 #define LANES 4
 #define VECTORS 2
+#if defined(__ARM_FEATURE_DOTPROD)
 #define TILE_ROWS 6
+#else
+#define TILE_ROWS 4 /* 32 registers: 16 sums of 16 bits, eight of floats, and what feeds them */
+#endif
 #define Q8_OFFSET 0
 
 typedef float32x4_t vf;
@@ -49,6 +53,7 @@ static inline void vf_store_f16(uint16_t *p, vf a) { vst1_u16(p, vreinterpret_u1
 static inline vi vi_set(int32_t x) { return vdupq_n_s32(x); }
 static inline vi vi_load(const void *p) { return vreinterpretq_s32_u8(vld1q_u8(p)); }
 static inline void vi_store(void *p, vi a) { vst1q_u8(p, vreinterpretq_u8_s32(a)); }
+static inline vi vi_add(vi a, vi b) { return vaddq_s32(a, b); }
 static inline vi vi_and(vi a, vi b) { return vandq_s32(a, b); }
 static inline vi vi_or(vi a, vi b) { return vorrq_s32(a, b); }
 static inline vi vi_xor(vi a, vi b) { return veorq_s32(a, b); }
@@ -123,7 +128,35 @@ static inline vf vf_low_halves(vf a, vf b) { return vcombine_f32(vget_low_f32(a)
 static inline vf vf_high_halves(vf a, vf b) { return vcombine_f32(vget_high_f32(a), vget_high_f32(b)); }
 #endif
 
+#if defined(__ARM_FEATURE_DOTPROD)
 #define HAS_SHORT_SUMS 0
+#else
+/* For short_sums.h, which explains them: sums of each of four columns, of two rows in a register. */
+#define HAS_SHORT_SUMS 1
+_Static_assert(31 * 127 * 32 / 4 < 32768 && 63 * 127 * 16 / 4 < 32768,
+               "codes of five bits, and of six in groups of 16");
+typedef struct vs {
+    int16x8_t low, high;
+} vs;
+static inline vs vs_begin(int32_t bias) {
+    (void)bias;
+    return (vs){vdupq_n_s16(0), vdupq_n_s16(0)};
+}
+static inline vs vs_add(vs sum, vi w, const int8_t *x) {
+    int32_t four;
+    memcpy(&four, x, sizeof four);
+    int8x16_t codes = vreinterpretq_s8_s32(w), all = vreinterpretq_s8_s32(vdupq_n_s32(four));
+    return (vs){vmlal_s8(sum.low, vget_low_s8(codes), vget_low_s8(all)), vmlal_high_s8(sum.high, codes, all)};
+}
+static inline vi vs_end(vs sum, int32_t bias) {
+    return vaddq_s32(vpaddq_s32(vpaddlq_s16(sum.low), vpaddlq_s16(sum.high)), vdupq_n_s32(bias));
+}
+static inline int32_t vs_bias(const int8_t *x, int n, int32_t offset) {
+    int32_t sum = 0;
+    for (int c = 0; c < n; c++) sum += x[c];
+    return -offset * sum;
+}
+#endif
 
 #define HAS_PAIRS 0
 

@@ -7,13 +7,7 @@
  *   vi vs_end(sum, bias)    the sum, in 32 bits
  *   vs_bias(x, n, offset)   the bias −offset · Σ x of n codes, in the form that these two expect
  *
- * No sum overflows: Σ (code − offset) · x over the columns that share one has at most 15 bits, as the bounds below
- * show, and what comes before the last product may wrap around. */
-
-/* Columns of a group whose products are added up in the same 16 bits: half of them, since words hold two sums. */
-#define SUM_COLUMNS(group) ((group) / 2)
-_Static_assert(16 * 127 * SUM_COLUMNS(32) < 32768, "|code − offset| ≤ 16 in groups of 32 columns");
-_Static_assert(32 * 127 * SUM_COLUMNS(16) < 32768, "|code − offset| ≤ 32 in groups of 16");
+ * and shows that no sum overflows. */
 
 /* As multiply_integers. */
 ALWAYS_INLINE void multiply_short(const int n_rows, const int group, const bool has_mins, const dg_panel *panel,
