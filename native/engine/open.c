@@ -91,6 +91,15 @@ static dg_status choose_backend(dg_model *model, const dg_model_params *params, 
     return use_cpu(model, params->n_gpu_layers > 0 || params->n_cpu_moe > 0 ? note : "");
 }
 
+dg_status dg_model_check(const char *path, dg_error *error) {
+    dg_model_params params = dg_model_params_default();
+    dg_model *model;
+    params.backend = DG_BACKEND_CPU;
+    DG_TRY(dg_model_open(path, &params, &model, error));
+    dg_model_close(model);
+    return DG_OK;
+}
+
 dg_status dg_model_open(const char *path, const dg_model_params *given, dg_model **out, dg_error *error) {
     dg_model_params params = dg_model_params_default();
     dg_file *file = NULL;

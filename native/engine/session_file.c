@@ -24,8 +24,10 @@
 
 #include "base/error.h"
 #include "base/guard.h"
+#include "base/replacement.h"
 #include "engine/session.h"
 #include "gguf/gguf.h"
+#include "quant/quant.h"
 
 #define VERSION 1
 
@@ -66,44 +68,76 @@ static uint64_t fingerprint(const dg_model *model) {
 typedef struct transfer {
     FILE *file;
     const char *path;
-    bool saving;
+    enum { SAVING, CHECKING, LOADING } purpose; /* checking reads as loading does, and leaves the session alone */
+    int32_t n_past, first_held;
     uint64_t checksum;
     void *row;
     dg_error *error;
 } transfer;
 
 static dg_status move_bytes(transfer *t, void *data, size_t n) {
-    size_t done = t->saving ? fwrite(data, 1, n, t->file) : fread(data, 1, n, t->file);
+    size_t done = t->purpose == SAVING ? fwrite(data, 1, n, t->file) : fread(data, 1, n, t->file);
     if (done != n) {
-        if (t->saving) return dg_fail(t->error, DG_ERROR_IO, "%s: cannot write: %s", t->path, strerror(errno));
+        if (t->purpose == SAVING)
+            return dg_fail(t->error, DG_ERROR_IO, "%s: cannot write: %s", t->path, strerror(errno));
+        if (ferror(t->file)) return dg_fail(t->error, DG_ERROR_IO, "%s: cannot read: %s", t->path, strerror(errno));
         return dg_fail(t->error, DG_ERROR_MODEL_FILE, "%s: the file ends too early: it is damaged", t->path);
     }
     t->checksum = hash(t->checksum, data, n);
     return DG_OK;
 }
 
+static dg_status move_tokens(transfer *t, dg_kv_cache *cache) {
+    if (t->purpose != CHECKING) return move_bytes(t, cache->tokens, (size_t)t->n_past * sizeof *cache->tokens);
+    for (int32_t i = 0; i < t->n_past; i++) {
+        int32_t token;
+        DG_TRY(move_bytes(t, &token, sizeof token));
+        if (token < 0 || token >= cache->model->n_vocab)
+            return dg_fail(t->error, DG_ERROR_MODEL_FILE, "%s: token %d is outside the vocabulary: it is damaged",
+                           t->path, token);
+    }
+    return DG_OK;
+}
+
+/* Whether a row of a cache type has no NaN and no infinity: numbers whose exponent is all ones. Of Q8_0 only the scales
+ * can be such, with which its blocks begin. */
+static bool is_finite(const void *row, uint64_t n_bytes, int32_t type) {
+    const unsigned char *bytes = row;
+    const uint64_t stride = (uint64_t)dg_type_traits_of(type)->block_bytes;
+    const uint32_t exponent = type == DG_TYPE_F32 ? 0x7F800000u : type == DG_TYPE_BF16 ? 0x7F80u : 0x7C00u;
+    for (uint64_t at = 0; at < n_bytes; at += stride) {
+        uint32_t number = 0; /* little endian, as the cache is */
+        memcpy(&number, bytes + at, type == DG_TYPE_F32 ? 4 : 2);
+        if ((number & exponent) == exponent) return false;
+    }
+    return true;
+}
+
 /* Keys or values of one layer: positions first … n_past − 1 of every head. */
 static dg_status move_rows(transfer *t, const dg_kv_cache *cache, const dg_kv *kv, void *memory, int32_t n_kv_heads,
-                           int32_t first, uint64_t row_bytes) {
+                           int32_t first, int32_t type, uint64_t row_bytes) {
     for (int32_t head = 0; head < n_kv_heads && row_bytes > 0; head++)
-        for (int32_t position = first; position < cache->n_past; position++) {
+        for (int32_t position = first; position < t->n_past; position++) {
             int64_t slot = (int64_t)head * kv->capacity + position % kv->capacity;
             char *place = (char *)memory + (uint64_t)slot * row_bytes;
-            if (t->saving) cache->ops->download(cache->backend, t->row, place, row_bytes);
+            if (t->purpose == SAVING) cache->ops->download(cache->backend, t->row, place, row_bytes);
             DG_TRY(move_bytes(t, t->row, row_bytes));
-            if (!t->saving) cache->ops->upload(cache->backend, place, t->row, row_bytes);
+            if (t->purpose == LOADING) cache->ops->upload(cache->backend, place, t->row, row_bytes);
+            if (t->purpose == CHECKING && !is_finite(t->row, row_bytes, type))
+                return dg_fail(t->error, DG_ERROR_MODEL_FILE,
+                               "%s: keys or values of position %d are not finite: it is damaged", t->path, position);
         }
     return DG_OK;
 }
 
 static dg_status move_cache(transfer *t, dg_kv_cache *cache) {
-    DG_TRY(move_bytes(t, cache->tokens, (size_t)cache->n_past * sizeof *cache->tokens));
+    DG_TRY(move_tokens(t, cache));
     for (int32_t i = 0; i < cache->model->n_layers; i++) {
         const dg_layer *layer = &cache->model->layers[i];
         const dg_kv *kv = &cache->layers[i];
-        int32_t first = layer->sliding ? cache->first_held : 0;
-        DG_TRY(move_rows(t, cache, kv, kv->k, layer->n_kv_heads, first, dg_kv_k_row_bytes(cache, layer)));
-        DG_TRY(move_rows(t, cache, kv, kv->v, layer->n_kv_heads, first, dg_kv_v_row_bytes(cache, layer)));
+        const int32_t first = layer->sliding ? t->first_held : 0, n_heads = layer->n_kv_heads;
+        DG_TRY(move_rows(t, cache, kv, kv->k, n_heads, first, cache->type_k, dg_kv_k_row_bytes(cache, layer)));
+        DG_TRY(move_rows(t, cache, kv, kv->v, n_heads, first, cache->type_v, dg_kv_v_row_bytes(cache, layer)));
     }
     return DG_OK;
 }
@@ -132,45 +166,41 @@ static header describe(const dg_session *session) {
     return h;
 }
 
+/* Header, cache, and the header again when the checksum is known. */
+static dg_status write_all(dg_session *session, header *h, transfer *t) {
+    if (fwrite(h, sizeof *h, 1, t->file) != 1)
+        return dg_fail(t->error, DG_ERROR_IO, "%s: cannot write: %s", t->path, strerror(errno));
+    DG_TRY(move_cache(t, &session->cache));
+    DG_TRY(session->cache.ops->finish(session->backend, t->error));
+    h->checksum = t->checksum;
+    if (fseek(t->file, 0, SEEK_SET) != 0 || fwrite(h, sizeof *h, 1, t->file) != 1)
+        return dg_fail(t->error, DG_ERROR_IO, "%s: cannot write: %s", t->path, strerror(errno));
+    return DG_OK;
+}
+
 dg_status dg_session_save(dg_session *session, const char *path, dg_error *error) {
-    dg_status status = DG_OK;
+    dg_replacement file;
     if (path == NULL) return dg_fail(error, DG_ERROR_ARGUMENT, "no path to save the session to");
     DG_TRY(dg_file_check(session->model->file, error)); /* the fingerprint reads some of its weights */
     header h = describe(session);
     DG_TRY(dg_file_check(session->model->file, error));
-    size_t length = strlen(path) + 32;
-    char *beside = malloc(length);
     transfer t = {.path = path,
-                  .saving = true,
+                  .purpose = SAVING,
+                  .n_past = h.n_past,
+                  .first_held = h.first_held,
                   .checksum = hash_header(&h),
                   .row = allocate_row(&session->cache),
                   .error = error};
-    if (beside == NULL || t.row == NULL) {
-        status = dg_fail(error, DG_ERROR_OUT_OF_MEMORY, "no memory to save a session");
-        goto out;
+    if (t.row == NULL) return dg_fail(error, DG_ERROR_OUT_OF_MEMORY, "no memory to save a session");
+    dg_status status = dg_replacement_begin(path, &file, error);
+    if (status == DG_OK) {
+        t.file = file.file;
+        status = write_all(session, &h, &t);
+        if (status == DG_OK)
+            status = dg_replacement_commit(&file, error);
+        else
+            dg_replacement_abandon(&file);
     }
-    /* Written beside the target and renamed when whole, so that a failure leaves an older file as it was. */
-    snprintf(beside, length, "%s.%ld.tmp", path, (long)getpid());
-    t.file = fopen(beside, "wb");
-    if (t.file == NULL) {
-        status = dg_fail(error, DG_ERROR_IO, "%s: cannot write: %s", beside, strerror(errno));
-        goto out;
-    }
-    if (fwrite(&h, sizeof h, 1, t.file) != 1)
-        status = dg_fail(error, DG_ERROR_IO, "%s: cannot write: %s", path, strerror(errno));
-    if (status == DG_OK) status = move_cache(&t, &session->cache);
-    if (status == DG_OK) status = session->cache.ops->finish(session->backend, error);
-    h.checksum = t.checksum;
-    if (status == DG_OK && (fseek(t.file, 0, SEEK_SET) != 0 || fwrite(&h, sizeof h, 1, t.file) != 1 ||
-                            fflush(t.file) != 0 || fsync(fileno(t.file)) != 0))
-        status = dg_fail(error, DG_ERROR_IO, "%s: cannot write: %s", path, strerror(errno));
-    if (fclose(t.file) != 0 && status == DG_OK)
-        status = dg_fail(error, DG_ERROR_IO, "%s: cannot write: %s", path, strerror(errno));
-    if (status == DG_OK && rename(beside, path) != 0)
-        status = dg_fail(error, DG_ERROR_IO, "%s: cannot rename: %s", path, strerror(errno));
-    if (status != DG_OK) remove(beside);
-out:
-    free(beside);
     free(t.row);
     return status;
 }
@@ -209,14 +239,6 @@ static int32_t first_that_fits(const dg_kv_cache *cache, int32_t first_held, int
     return first_held;
 }
 
-static dg_status read_tokens_in_range(const dg_session *session, const char *path, dg_error *error) {
-    for (int32_t i = 0; i < session->cache.n_past; i++)
-        if (session->cache.tokens[i] < 0 || session->cache.tokens[i] >= session->model->n_vocab)
-            return dg_fail(error, DG_ERROR_MODEL_FILE, "%s: token %d is outside the vocabulary: it is damaged", path,
-                           session->cache.tokens[i]);
-    return DG_OK;
-}
-
 /* Opens a file for reading, and nothing else: opening a pipe would wait for its other end. */
 static dg_status open_regular(const char *path, FILE **file, dg_error *error) {
     struct stat info;
@@ -235,54 +257,51 @@ static dg_status open_regular(const char *path, FILE **file, dg_error *error) {
 }
 
 /* Reads everything behind the header once, so that a damaged file is refused before the session is touched. */
-static dg_status check_content(const header *h, const char *path, FILE *file, dg_error *error) {
-    enum { CHUNK = 1 << 16 };
-    unsigned char *chunk = malloc(CHUNK);
-    if (chunk == NULL) return dg_fail(error, DG_ERROR_OUT_OF_MEMORY, "no memory to read %s", path);
-    uint64_t state = hash_header(h);
-    for (size_t n = CHUNK; n == CHUNK;) {
-        n = fread(chunk, 1, CHUNK, file);
-        state = hash(state, chunk, n);
-    }
-    free(chunk);
-    if (state != h->checksum || ferror(file))
-        return dg_fail(error, DG_ERROR_MODEL_FILE, "%s: the checksum does not fit: it is damaged", path);
-    if (fseek(file, (long)sizeof *h, SEEK_SET) != 0)
-        return dg_fail(error, DG_ERROR_IO, "%s: cannot read: %s", path, strerror(errno));
+static dg_status check_content(transfer t, const header *h, dg_kv_cache *cache) {
+    t.purpose = CHECKING;
+    DG_TRY(move_cache(&t, cache));
+    if (fgetc(t.file) != EOF)
+        return dg_fail(t.error, DG_ERROR_MODEL_FILE, "%s is longer than its cache: it is damaged", t.path);
+    if (t.checksum != h->checksum)
+        return dg_fail(t.error, DG_ERROR_MODEL_FILE, "%s: the checksum does not fit: it is damaged", t.path);
+    if (fseek(t.file, (long)sizeof *h, SEEK_SET) != 0)
+        return dg_fail(t.error, DG_ERROR_IO, "%s: cannot read: %s", t.path, strerror(errno));
+    return DG_OK;
+}
+
+/* The file is whole. The session's own cache is being replaced: should reading fail now, it is left empty. Rows older
+ * than the rings reach land in slots that newer rows then take, since they come in order of position. */
+static dg_status replace_cache(dg_session *session, transfer *t) {
+    dg_kv_cache *cache = &session->cache;
+    session->denoiser.active = false;
+    cache->n_past = cache->first_held = 0;
+    DG_TRY(move_cache(t, cache));
+    DG_TRY(cache->ops->finish(session->backend, t->error));
+    cache->n_past = t->n_past;
+    cache->first_held = first_that_fits(cache, t->first_held, t->n_past);
     return DG_OK;
 }
 
 dg_status dg_session_load(dg_session *session, const char *path, dg_error *error) {
     dg_kv_cache *cache = &session->cache;
-    dg_status status = DG_OK;
     header h;
     if (path == NULL) return dg_fail(error, DG_ERROR_ARGUMENT, "no path to load a session from");
     DG_TRY(dg_file_check(session->model->file, error));
-    transfer t = {.path = path, .saving = false, .row = allocate_row(cache), .error = error};
+    transfer t = {.path = path, .purpose = LOADING, .row = allocate_row(cache), .error = error};
     if (t.row == NULL) return dg_fail(error, DG_ERROR_OUT_OF_MEMORY, "no memory to load a session");
-    status = open_regular(path, &t.file, error);
+    dg_status status = open_regular(path, &t.file, error);
     if (status != DG_OK) goto out;
     if (fread(&h, sizeof h, 1, t.file) != 1) {
         status = dg_fail(error, DG_ERROR_MODEL_FILE, "%s is not a session file", path);
         goto out;
     }
     status = check_header(session, &h, path, error);
-    if (status == DG_OK) status = check_content(&h, path, t.file, error);
     if (status != DG_OK) goto out;
-
-    /* The file is whole. From here on the session's own cache is being replaced: should reading fail now, it is left
-     * empty. Rows older than the rings reach land in slots that newer rows then take, since they come in order of
-     * position. */
-    session->denoiser.active = false;
-    cache->n_past = h.n_past;
-    cache->first_held = h.first_held;
-    status = move_cache(&t, cache);
-    if (status == DG_OK && fgetc(t.file) != EOF)
-        status = dg_fail(error, DG_ERROR_MODEL_FILE, "%s is longer than its cache: it is damaged", path);
-    if (status == DG_OK) status = read_tokens_in_range(session, path, error);
-    if (status == DG_OK) status = cache->ops->finish(session->backend, error);
-    cache->first_held = first_that_fits(cache, h.first_held, h.n_past);
-    if (status != DG_OK) cache->n_past = cache->first_held = 0;
+    t.n_past = h.n_past;
+    t.first_held = h.first_held;
+    t.checksum = hash_header(&h);
+    status = check_content(t, &h, cache);
+    if (status == DG_OK) status = replace_cache(session, &t);
 out:
     if (t.file != NULL) fclose(t.file);
     free(t.row);

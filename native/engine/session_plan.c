@@ -39,9 +39,9 @@ static dg_status read_params(const dg_model *model, const dg_session_params *giv
     if (params->n_batch < 1 || params->n_batch > MAX_BATCH)
         return dg_fail(error, DG_ERROR_ARGUMENT, "n_batch is %d; expected 1 to %d", params->n_batch, MAX_BATCH);
     if (params->n_batch > params->n_ctx) params->n_batch = params->n_ctx;
-    if (params->n_threads < 0)
-        return dg_fail(error, DG_ERROR_ARGUMENT, "n_threads is %d; expected 0 (one a physical core) or more",
-                       params->n_threads);
+    if (params->n_threads < 0 || params->n_threads > DG_MAX_THREADS)
+        return dg_fail(error, DG_ERROR_ARGUMENT, "n_threads is %d; expected 0 (one a physical core) to %d",
+                       params->n_threads, DG_MAX_THREADS);
     if (params->n_threads == 0) params->n_threads = dg_physical_cores();
     if (params->n_rewind < 0)
         return dg_fail(error, DG_ERROR_ARGUMENT, "n_rewind is %d; expected 0 or more", params->n_rewind);

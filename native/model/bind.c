@@ -33,7 +33,8 @@ typedef struct slot {
 typedef struct binder {
     const dg_file *file;
     dg_model *model;
-    bool *bound; /* (n_tensors) those that have found their place */
+    bool has_encoder_scalars; /* in any layer, and so expected in all */
+    bool *bound;              /* (n_tensors) those that have found their place */
     dg_error *error;
 } binder;
 
@@ -134,10 +135,14 @@ static dg_status bind_slots(binder *b, const char *prefix, const slot *slots, si
 
 static dg_status bind_globals(binder *b) {
     dg_model *m = b->model;
+    dg_tensor_info unused;
+    const bool other = !dg_file_find_tensor(b->file, "self_cond_pre_norm.weight", &unused) &&
+                       dg_file_find_tensor(b->file, "self_cond_norm.weight", &unused);
+    const char *named_norm = other ? "self_cond_norm" : "self_cond_pre_norm";
     const slot slots[] = {
         {"token_embd", MATRIX, m->n_vocab, m->n_embd, &m->token_embd, false},
         {"output_norm", VECTOR, m->n_embd, 1, &m->output_norm, false},
-        {"self_cond_pre_norm", VECTOR, m->n_embd, 1, &m->self_conditioning.norm, false},
+        {named_norm, VECTOR, m->n_embd, 1, &m->self_conditioning.norm, false},
         {"self_cond_gate", MATRIX, m->n_ff, m->n_embd, &m->self_conditioning.gate, false},
         {"self_cond_up", MATRIX, m->n_ff, m->n_embd, &m->self_conditioning.up, false},
         {"self_cond_down", MATRIX, m->n_embd, m->n_ff, &m->self_conditioning.down, false},
@@ -186,11 +191,11 @@ static dg_status bind_layer(binder *b, int32_t index) {
         {"post_ffw_norm_1", VECTOR, embd, 1, &l->post_mlp_norm, false},
         {"post_ffw_norm_2", VECTOR, embd, 1, &l->post_moe_norm, false},
         {"layer_output_scale", VECTOR, 1, 1, &decoder_scalar, false},
-        {"enc_layer_output_scale", VECTOR, 1, 1, &encoder_scalar, false},
+        {"enc_layer_output_scale", VECTOR, 1, 1, &encoder_scalar, !b->has_encoder_scalars},
     };
     DG_TRY(bind_slots(b, prefix, slots, COUNT(slots)));
     l->decoder_scalar = *decoder_scalar;
-    l->encoder_scalar = *encoder_scalar;
+    l->encoder_scalar = encoder_scalar != NULL ? *encoder_scalar : *decoder_scalar;
     if (is_fused && l->moe.gate.data != NULL)
         return dg_fail(b->error, DG_ERROR_MODEL_FILE, "%s: layer %d has its experts' gates twice: fused and alone",
                        dg_file_path(b->file), index);
@@ -236,7 +241,23 @@ static dg_status check_nothing_is_left(const binder *b) {
     return DG_OK;
 }
 
+/* Files of llama.cpp's #24427 have one scalar a layer, for both passes; those of #24423 have two. */
+static bool has_encoder_scalars(const binder *b) {
+    bool found = false;
+    for (int32_t i = 0; i < b->model->n_layers && !found; i++) {
+        char name[MAX_NAME];
+        snprintf(name, sizeof name, "blk.%d.enc_layer_output_scale.weight", i);
+        found = dg_file_tensor_index(b->file, name) >= 0;
+    }
+    return found;
+}
+
 static dg_status bind_tensors(binder *b) {
+    b->has_encoder_scalars = has_encoder_scalars(b);
+    if (!b->has_encoder_scalars)
+        snprintf(b->model->file_note, sizeof b->model->file_note,
+                 "the file has no enc_layer_output_scale: layer_output_scale serves the encoder too, which may answer "
+                 "worse than the model can; a file with both is made by dgemma convert");
     DG_TRY(bind_globals(b));
     for (int32_t i = 0; i < b->model->n_layers; i++) DG_TRY(bind_layer(b, i));
     DG_TRY(bind_rope_freqs(b));

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "base/error.h"
+#include "model/keys.h"
 
 #define ARCHITECTURE "diffusion-gemma"
 #define KEY(name) ARCHITECTURE "." name
@@ -30,12 +31,32 @@ static dg_status check_unsupported(const dg_file *file, dg_error *error) {
     return DG_OK;
 }
 
+/* One integer; or, as writers of other models do, one for each layer, all the same. */
+static dg_status read_for_all_layers(const dg_file *file, const char *key, int32_t max, int32_t n_layers,
+                                     int32_t *number, dg_error *error) {
+    dg_value value;
+    if (!dg_file_find_key(file, key, &value) || value.type != DG_VALUE_ARRAY || value.n != n_layers)
+        return dg_file_get_i32(file, key, 1, max, number, error);
+    int32_t *numbers = calloc((size_t)n_layers, sizeof *numbers);
+    if (numbers == NULL) return dg_fail(error, DG_ERROR_OUT_OF_MEMORY, "no memory for %d layers", n_layers);
+    dg_status status = dg_file_get_i32s(file, key, 1, max, numbers, n_layers, error);
+    for (int32_t i = 1; i < n_layers && status == DG_OK; i++)
+        if (numbers[i] != numbers[0])
+            status = dg_fail(error, DG_ERROR_MODEL_FILE,
+                             "%s: key \"%s\" is %d in layer 0 and %d in layer %d; this engine runs models in which it "
+                             "is the same everywhere",
+                             dg_file_path(file), key, numbers[0], numbers[i], i);
+    *number = numbers[0];
+    free(numbers);
+    return status;
+}
+
 static dg_status read_sizes(const dg_file *file, dg_model *m, dg_error *error) {
     DG_TRY(dg_file_get_i32(file, KEY("block_count"), 1, 4096, &m->n_layers, error));
     DG_TRY(dg_file_get_i32(file, KEY("context_length"), 2, ANY, &m->context_length, error));
     DG_TRY(dg_file_get_i32(file, KEY("embedding_length"), 1, 1 << 20, &m->n_embd, error));
-    DG_TRY(dg_file_get_i32(file, KEY("feed_forward_length"), 1, 1 << 20, &m->n_ff, error));
-    DG_TRY(dg_file_get_i32(file, KEY("attention.head_count"), 1, 1 << 14, &m->n_heads, error));
+    DG_TRY(read_for_all_layers(file, KEY("feed_forward_length"), 1 << 20, m->n_layers, &m->n_ff, error));
+    DG_TRY(read_for_all_layers(file, KEY("attention.head_count"), 1 << 14, m->n_layers, &m->n_heads, error));
     DG_TRY(dg_file_get_i32(file, KEY("attention.sliding_window"), 1, ANY, &m->sliding_window, error));
     DG_TRY(dg_file_get_f32(file, KEY("attention.layer_norm_rms_epsilon"), 0, 1, &m->rms_eps, error));
     DG_TRY(dg_file_get_i32(file, KEY("expert_count"), 1, 1 << 14, &m->n_experts, error));
@@ -137,6 +158,20 @@ static dg_status read_end_tokens(const dg_file *file, dg_model *m, dg_error *err
     return DG_OK;
 }
 
+/* Which layers are sliding: a bool each; one for all of them; or the period n of a pattern whose every n-th layer is
+ * full (0: none is). */
+static dg_status read_pattern(const dg_file *file, int32_t n_layers, bool *sliding, dg_error *error) {
+    const char *key = KEY("attention.sliding_window_pattern");
+    dg_value value;
+    int64_t ignored;
+    int32_t period;
+    if (!dg_file_find_key(file, key, &value) || value.type == DG_VALUE_ARRAY || !dg_value_integer(&value, 0, &ignored))
+        return dg_file_get_bools(file, key, sliding, n_layers, error);
+    DG_TRY(dg_file_get_i32(file, key, 0, ANY, &period, error));
+    for (int32_t i = 0; i < n_layers; i++) sliding[i] = period == 0 || i % period < period - 1;
+    return DG_OK;
+}
+
 /* Head sizes, windows and rotations, layer by layer. */
 static dg_status read_layers(const dg_file *file, dg_model *m, dg_error *error) {
     dg_status status = DG_OK;
@@ -157,8 +192,7 @@ static dg_status read_layers(const dg_file *file, dg_model *m, dg_error *error) 
     int32_t *n_kv_heads = calloc((size_t)m->n_layers, sizeof *n_kv_heads);
     if (sliding == NULL || n_kv_heads == NULL)
         status = dg_fail(error, DG_ERROR_OUT_OF_MEMORY, "no memory for %d layers", m->n_layers);
-    if (status == DG_OK)
-        status = dg_file_get_bools(file, KEY("attention.sliding_window_pattern"), sliding, m->n_layers, error);
+    if (status == DG_OK) status = read_pattern(file, m->n_layers, sliding, error);
     if (status == DG_OK)
         status = dg_file_get_i32s(file, KEY("attention.head_count_kv"), 1, m->n_heads, n_kv_heads, m->n_layers, error);
     for (int32_t i = 0; i < m->n_layers && status == DG_OK; i++) {
@@ -179,6 +213,7 @@ static dg_status read_layers(const dg_file *file, dg_model *m, dg_error *error) 
 dg_status dg_hparams_read(const dg_file *file, dg_model *m, dg_error *error) {
     DG_TRY(check_architecture(file, error));
     DG_TRY(check_unsupported(file, error));
+    DG_TRY(dg_keys_check(file, error));
     DG_TRY(read_sizes(file, m, error));
     DG_TRY(read_n_vocab(file, m, error));
     DG_TRY(read_sampling(file, &m->sampling, error));

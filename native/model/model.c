@@ -40,6 +40,7 @@ void dg_model_describe(const dg_model *model, dg_model_info *out) {
         .backend_note = model->backend_note,
         .n_gpu_layers = model->n_gpu_layers,
         .n_cpu_moe = model->n_cpu_moe,
+        .file_note = model->file_note,
     };
     memcpy(info.end_tokens, model->end_tokens, sizeof info.end_tokens);
     for (int32_t i = 0; i < model->n_layers; i++) info.n_sliding_layers += model->layers[i].sliding;

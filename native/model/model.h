@@ -115,6 +115,7 @@ struct dg_model {
     int32_t n_cpu_moe;    /* … but for the experts of the last so many */
     char backend_name[128];
     char backend_note[512];
+    char file_note[256];     /* what the file left open, and how it was understood; "" otherwise */
     atomic_int n_references; /* the opener and each session */
 };
 

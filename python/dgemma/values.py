@@ -133,6 +133,7 @@ class ModelInfo:
     backend_note: str
     n_gpu_layers: int
     n_cpu_moe: int
+    file_note: str = ""
 
 
 @dataclass(frozen=True)

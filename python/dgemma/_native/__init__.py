@@ -13,7 +13,7 @@ from .calls import (
     version,
 )
 from .file import File, Keys
-from .model import Model, SessionParams
+from .model import Model, SessionParams, check_model
 from .session import Session, token_ids
 from .types import dequantize, quantize, type_info
 
@@ -27,6 +27,7 @@ __all__ = [
     "Session",
     "SessionParams",
     "backend_check",
+    "check_model",
     "dequantize",
     "measure_limits",
     "quantize",

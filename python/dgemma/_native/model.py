@@ -148,6 +148,12 @@ class Model:
         self.close()
 
 
+def check_model(path: PathLike) -> None:
+    """ModelFileError or another Error, with the reason, where `Model` would not open the file."""
+    error = ffi.new("dg_error *")
+    check(lib.dg_model_check(c_path(path), error), error)
+
+
 def _model_info(model: Any) -> ModelInfo:
     c = ffi.new("dg_model_info *")
     c.size = ffi.sizeof("dg_model_info")
@@ -164,4 +170,5 @@ def _model_info(model: Any) -> ModelInfo:
         backend=next(name for name, kind in _BACKENDS.items() if kind == c.backend),
         backend_name=ffi.string(c.backend_name).decode(),
         backend_note=ffi.string(c.backend_note).decode(),
+        file_note=ffi.string(c.file_note).decode(),
     )
