@@ -12,7 +12,16 @@ class ModelFileError(Error):
 
 
 class ContextLengthError(Error):
-    """The tokens do not fit the session's context."""
+    """The tokens do not fit the session's context.
+
+    `n_prompt_tokens`, the prompt's tokens or what they are at least, and `n_ctx`, where known.
+    """
+
+    def __init__(
+        self, message: str, *, n_prompt_tokens: int | None = None, n_ctx: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.n_prompt_tokens, self.n_ctx = n_prompt_tokens, n_ctx
 
 
 class OutOfMemoryError(Error):

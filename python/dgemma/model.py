@@ -18,7 +18,7 @@ from .compat.requests import AnswerOptions, accept, warn_once
 from .errors import ModelFileError, OptionTypeError, OptionValueError
 from .generation.choices import Choices
 from .generation.events import Commit, Draft, Generated
-from .generation.generate import Answer
+from .generation.generate import Answer, check_length
 from .generation.options import make_options
 from .generation.structured import Form
 from .progress import progress_bar
@@ -234,6 +234,9 @@ class DiffusionGemma(LlamaMethods):
         made = make_options(
             self.sampling, seed=self.seed if seed is None else seed, form=form, **options
         )
+        for prompt in prompts:
+            if isinstance(prompt, str):
+                self.check_text_length(prompt, session)
         ids = [self.encode_prompt(p) if isinstance(p, str) else p for p in prompts]
         if session is not None and not isinstance(session, Session):
             raise OptionTypeError("session must be one that `session()` gave", param="session")
@@ -242,6 +245,15 @@ class DiffusionGemma(LlamaMethods):
     def encode_prompt(self, prompt: str) -> list[int]:
         """Token ids of a prompt: begin token first, control tokens recognised."""
         return self.tokenizer.encode(prompt, add_bos=self.tokenizer.add_bos)
+
+    def check_text_length(self, text: str, session: Session | None = None) -> None:
+        """Raises ContextLengthError for a text that cannot fit, without encoding it.
+
+        A token stands for a bounded number of bytes, so that many bytes are many tokens.
+        """
+        n_ctx = (session or self._session).n_ctx
+        n_tokens = -(-len(text) // self.tokenizer.max_token_bytes)  # a character is a byte or more
+        check_length(n_tokens, self.info.canvas_length, n_ctx, at_least=True)
 
     def infill(
         self, prefix: str, suffix: str, *, n_tokens: int, **options: Unpack[AnswerOptions]

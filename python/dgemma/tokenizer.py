@@ -7,6 +7,8 @@ with one token per byte for what the vocabulary lacks. `▁` itself therefore co
 from __future__ import annotations
 
 import codecs
+import functools
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -26,6 +28,7 @@ TEXT_TOKENS = frozenset((
     "<|channel>", "<channel|>", '<|"|>',
 ))
 # fmt: on
+LONG_TEXT = 8192  # characters
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>\Z")
 
 
@@ -99,8 +102,37 @@ class Tokenizer:
             if is_token:
                 ids.append(self._ids[piece])
             else:
-                ids.extend(self._bpe.encode(piece, add_special_tokens=False).ids)
+                for part in self._parts(piece):
+                    # Unlike `encode`, this lets other threads run.
+                    (found,) = self._bpe.encode_batch([part], add_special_tokens=False)
+                    ids.extend(found.ids)
         return ids
+
+    def _parts(self, text: str) -> Iterator[str]:
+        """A long text, cut where no token could join: encoded one by one, they are the same.
+
+        The library's time and memory grow faster than a text's length.
+        """
+        if len(text) <= LONG_TEXT:
+            yield text
+            return
+        written, at = text.replace(" ", "▁"), 0
+        while at < len(text):
+            end = min(at + LONG_TEXT, len(text))
+            while end < len(text) and (written[end - 1], written[end]) in self._neighbours:
+                end += 1
+            yield text[at:end]
+            at = end
+
+    @functools.cached_property
+    def _neighbours(self) -> frozenset[tuple[str, str]]:
+        """Characters that stand side by side in some token: between others none reaches across."""
+        return frozenset(pair for token in self.tokens for pair in itertools.pairwise(token))
+
+    @functools.cached_property
+    def max_token_bytes(self) -> int:
+        """The most bytes of text that a token stands for."""
+        return max((len(token.encode()) for token in self.tokens), default=1)
 
     def token_bytes(self, id: int, *, special: bool = False) -> bytes:
         """The bytes that a token stands for; nothing for control tokens unless `special`."""

@@ -20,6 +20,22 @@ from .turns import in_turn
 _REPAIR_SEED = 0x9E3779B97F4A7C15  # other draws for every attempt at a canvas, modulo 2**64
 
 
+def check_length(n_tokens: int, canvas: int, n_ctx: int, *, at_least: bool = False) -> None:
+    """Raises ContextLengthError where a prompt and a canvas do not fit the context.
+
+    `at_least`: the prompt was not encoded, and has so many tokens or more.
+    """
+    if n_tokens + canvas <= n_ctx:
+        return
+    raise ContextLengthError(
+        f"this model's maximum context length is {n_ctx} tokens: the prompt has "
+        f"{'at least ' if at_least else ''}{n_tokens}, and a canvas of {canvas} must fit behind "
+        "it. Shorten the prompt or load with a larger n_ctx",
+        n_prompt_tokens=n_tokens,
+        n_ctx=n_ctx,
+    )
+
+
 class Answer:
     """One answer, made while it is iterated over; `result` is complete when that is over.
 
@@ -44,12 +60,7 @@ class Answer:
         self._check()
 
     def _check(self) -> None:
-        canvas, n_ctx = self._info.canvas_length, self._session.n_ctx
-        if len(self._prompt) + canvas > n_ctx:
-            raise ContextLengthError(
-                f"the prompt has {len(self._prompt)} tokens, and with a canvas of {canvas} they "
-                f"exceed the context of {n_ctx}: shorten the prompt or load with a larger n_ctx"
-            )
+        check_length(len(self._prompt), self._info.canvas_length, self._session.n_ctx)
         for position, token in self._options.pinned.items():
             if position < 0 or not 0 <= token < self._info.n_vocab:
                 raise OptionValueError(

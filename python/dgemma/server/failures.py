@@ -67,7 +67,7 @@ def failure(problem: BaseException) -> Failure:
     param, code = getattr(problem, "param", None), getattr(problem, "code", None)
     if isinstance(problem, ContextLengthError):
         figures = ("n_prompt_tokens", "n_ctx")
-        more = {name: getattr(problem, name) for name in figures if hasattr(problem, name)}
+        more = {n: getattr(problem, n) for n in figures if getattr(problem, n) is not None}
         return Failure(
             400, "exceed_context_size_error", message, "context_length_exceeded", param, more
         )
@@ -95,6 +95,8 @@ def failure(problem: BaseException) -> Failure:
         return Failure(
             problem.status_code, "invalid_request_error", problem.detail, known, headers=headers
         )
+    if isinstance(problem, RecursionError):
+        return Failure(400, "invalid_request_error", "it is nested too deeply", "invalid_value")
     id = secrets.token_hex(4)
     log.error("error %s: %s", id, message or type(problem).__name__, exc_info=problem)
     # What a bug says about the inside is not for clients; what the engine says is.

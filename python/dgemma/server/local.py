@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -129,7 +129,10 @@ class _Work:
         options.pop("stream_options", None)  # the routes' business
         self.made: ChatCompletion | Completion
         if ask.kind == "chat":
-            self.made = ChatCompletion(llm, options.pop("messages"), **options)
+            messages = options.pop("messages")
+            # Before it is rendered: what is too long would take long for that too.
+            llm.check_text_length("".join(_texts(messages)))
+            self.made = ChatCompletion(llm, messages, **options)
         else:
             self.made = Completion(llm, options.pop("prompt"), suffix_in_text=False, **options)
         self._chunks: Generator[Any, None, None] | None = None
@@ -207,6 +210,17 @@ class OpenedAnswer:
     def cancel(self) -> None:
         """See `Opened`."""
         self._worker.cancel(self.job)
+
+
+def _texts(messages: Any) -> Iterator[str]:
+    """The texts in messages of whatever shape; those of what is no text are not looked for."""
+    for message in messages:
+        content = message.get("content") if isinstance(message, Mapping) else None
+        parts = content if isinstance(content, list) else [content]
+        for part in parts:
+            text = part.get("text") if isinstance(part, Mapping) else part
+            if isinstance(text, str):
+                yield text
 
 
 def machine_bytes() -> int:

@@ -157,7 +157,7 @@ class TokenizeRequest(Body):
 class DetokenizeRequest(Body):
     """`/detokenize`."""
 
-    tokens: list[int] = Field(max_length=2**20)
+    tokens: list[int] = Field(max_length=2**18)
 
 
 class TemplateRequest(Body):

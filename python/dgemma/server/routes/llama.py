@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from ..body import encode_ids
 from ..engine import Ask, JsonObject, Opened
 from ..failures import BadRequestError, failure
 from ..front import Front, Json, client_of, closing, route, warned
@@ -23,7 +25,8 @@ from ..streaming import comment, event, stream
 
 router = APIRouter()
 
-MAX_TOKENIZE = 2**20  # characters
+MAX_TOKENIZE = 2**18  # characters
+MAX_PIECES = 2**14
 
 
 @route(router, "POST", "/completion", body=LlamaRequest)
@@ -116,7 +119,7 @@ def _last(name: str, content: str, reason: str | None, end: JsonObject) -> JsonO
 
 
 @route(router, "POST", "/tokenize", body=TokenizeRequest)
-async def tokenize(front: Front, request: Request) -> dict[str, Any]:
+async def tokenize(front: Front, request: Request) -> Response:
     """Token ids of a text."""
     asked = await front.read(request, TokenizeRequest)
     if len(asked.content) > MAX_TOKENIZE:
@@ -130,14 +133,23 @@ async def tokenize(front: Front, request: Request) -> dict[str, Any]:
         asked.content, add_special=bool(asked.add_special), parse_special=special
     )
     if not asked.with_pieces:
-        return {"tokens": tokens}
+        encoded = await asyncio.get_running_loop().run_in_executor(
+            front.parsing, encode_ids, tokens
+        )
+        return Response(b'{"tokens":' + encoded + b"}", media_type="application/json")
+    if len(tokens) > MAX_PIECES:
+        raise BadRequestError(
+            f"content has {len(tokens)} tokens: with pieces, at most {MAX_PIECES}", 413
+        )
     pieces = await front.engine.detokenize(tokens)
-    return {
-        "tokens": [
-            {"id": id, "piece": _text_or_bytes(piece)}
-            for id, piece in zip(tokens, pieces, strict=True)
-        ]
-    }
+    return Json(
+        {
+            "tokens": [
+                {"id": id, "piece": _text_or_bytes(piece)}
+                for id, piece in zip(tokens, pieces, strict=True)
+            ]
+        }
+    )
 
 
 def _text_or_bytes(piece: bytes) -> str | list[int]:
