@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -298,3 +299,114 @@ def test_markup_in_a_message_stays_text(page: Browser) -> None:
     page.wait(IDLE % 1)
     assert page.run("document.querySelector('.user img, .user b') === null")
     assert page.run("window.hurt === undefined")
+
+
+# ---- Conversations, editing, copying, saving -----------------------------------------------------
+
+
+def test_the_card_alone_shows_the_focus_of_its_text_field(page: Browser) -> None:
+    page.run("$('send').focus()")
+    press(page, "Tab", windowsVirtualKeyCode=9, modifiers=8)
+    page.run("$('input').focus()")
+    assert page.run("getComputedStyle($('input')).outlineStyle") == "none"
+    assert page.run("getComputedStyle($('input').closest('.box')).boxShadow").count("0px") > 1
+    accent = page.run("getComputedStyle($('send')).backgroundColor")
+    assert page.run("getComputedStyle($('input').closest('.box')).borderTopColor") == accent
+    picture(page, "focus")
+
+
+def test_conversations_are_kept(page: Browser, address: str) -> None:
+    say(page, QUESTION)
+    page.wait(IDLE % 1)
+    answer = page.run("document.querySelector('.answer .text').textContent")
+    page.open(address)  # loaded again, it is there
+    page.wait("messages.length === 2")
+    assert page.run("document.querySelector('.answer .text').textContent") == answer
+    assert "seed 1" in page.run("document.querySelector('.foot').textContent")
+    page.run("$('clear').click()")
+    say(page, "Count from 3 to 12.")
+    page.wait(IDLE % 1)
+    page.run("$('kept').click()")
+    titles = page.run("[...document.querySelectorAll('#list .open')].map((b) => b.textContent)")
+    assert titles == ["Count from 3 to 12.", QUESTION]
+    picture(page, "chats")
+    page.run("document.querySelectorAll('#list .open')[1].click()")
+    assert page.run("messages[1].content") == answer
+    assert not page.run("$('chats').open")
+    say(page, "What is the capital of Italy?")  # and it goes on
+    page.wait(IDLE % 2)
+    assert page.run("kept().map((one) => one.messages.length)") == [4, 2]
+    page.run("$('kept').click()")
+    page.run("document.querySelector('#list .quiet').click()")
+    assert page.run("kept().map((one) => one.title)") == ["Count from 3 to 12."]
+    assert page.run("messages.length") == 0
+
+
+def test_a_question_is_edited_and_sent_again(page: Browser) -> None:
+    for n, text in enumerate((QUESTION, "Count from 3 to 12."), 1):
+        say(page, text)
+        page.wait(IDLE % n)
+    page.run("document.querySelector('.user .quiet').click()")
+    assert page.run("document.activeElement.value") == QUESTION
+    page.run("document.activeElement.value = 'What is the capital of Italy?'")
+    picture(page, "edit")
+    press(page, "Enter", text="\r", windowsVirtualKeyCode=13)
+    page.wait(IDLE % 1)
+    assert page.run("messages.map((m) => m.role)") == ["user", "assistant"]
+    assert "Rome" in page.run("messages[1].content")
+    page.run("document.querySelector('.user .quiet').click()")
+    press(page, "Escape", windowsVirtualKeyCode=27)
+    assert (
+        page.run("document.querySelector('.said').textContent") == "What is the capital of Italy?"
+    )
+
+
+def test_code_can_be_copied_and_calls_are_shown(page: Browser) -> None:
+    page.run(
+        "(() => { const a = new Answer(0);"
+        "a.delta({content: 'Look:\\n\\n```py\\nprint(1)\\n```', reasoning_content: 'Hm.'});"
+        "a.delta({tool_calls: [{function: {name: 'get_time', arguments: '{\"city\":\"Rome\"}'}}]});"
+        "a.finish(); })()"
+    )
+    label = "document.querySelector('.code button').getAttribute('aria-label')"
+    assert page.run(label) == "Copy this code"
+    assert page.run("document.querySelector('.code pre').textContent") == "print(1)"
+    assert page.run("document.querySelector('.call summary').textContent") == "Calls get_time"
+    assert '"city": "Rome"' in page.run("document.querySelector('.call pre').textContent")
+    assert not page.run("document.querySelector('.thoughts').open")
+    picture(page, "code")
+
+
+def test_the_settling_canvas_is_saved_as_an_animation(page: Browser) -> None:
+    page.run(NEVER_CONFIDENT)
+    say(page, "Reverse the word planet.", max_steps=6)
+    page.wait(IDLE % 1)
+    page.run(
+        "window.made = null;"
+        "animation(document.querySelector('.answer').answer.steps)"
+        ".then((b) => b.arrayBuffer()).then((b) => { made = [...new Uint8Array(b)]; }); 0"
+    )
+    page.wait("made !== null")
+    data = bytes(page.run("made"))
+    if PICTURES:
+        (Path(PICTURES) / "canvas.png").write_bytes(data)
+    assert data.startswith(b"\x89PNG\r\n\x1a\n")
+    names, at, n_rows = [], 8, 0
+    while at < len(data):
+        size = int.from_bytes(data[at : at + 4], "big")
+        name, inner = data[at + 4 : at + 8], data[at + 8 : at + 8 + size]
+        assert zlib.crc32(name + inner) == int.from_bytes(
+            data[at + 8 + size : at + 12 + size], "big"
+        )
+        if name == b"IHDR":
+            n_rows = int.from_bytes(inner[4:8], "big")
+        if name in (b"IDAT", b"fdAT"):
+            pixels = zlib.decompress(inner[4:] if name == b"fdAT" else inner)
+            assert len(pixels) == n_rows * (1 + 3 * 640)
+        names.append(name)
+        at += 12 + size
+    n_steps = page.run("document.querySelector('.answer').answer.steps.length")
+    assert min(n_steps, 32) <= names.count(b"fcTL") <= 65
+    assert names.count(b"fdAT") == names.count(b"fcTL") - 1
+    assert names[:3] == [b"IHDR", b"acTL", b"fcTL"]
+    assert names[-1] == b"IEND"
