@@ -43,7 +43,9 @@ def add_convert_parser(subparsers: Subparsers) -> None:
         type=str.lower,
         help=f"{' '.join(MIXES)} (default: %(default)s)",
     )
-    parser.add_argument("--lora", metavar="DIR", type=Path, help="LoRA adapter to merge")
+    parser.add_argument(
+        "--lora", metavar="DIR", type=Path, help="LoRA adapter to merge: its folder or its file"
+    )
     parser.add_argument(
         "--lora-scale", metavar="S", type=float, default=1.0, help="its strength (default: 1)"
     )

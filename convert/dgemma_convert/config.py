@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .config_keys import ROPE, TEXT, TEXT_VALUES, TOP, asks_for_nothing
 from .errors import ConvertError
 from .json_file import read_json
 
@@ -113,6 +114,17 @@ class _Reader:
             raise self.fail(key, "a token id or a list of them")
         return tuple(ids)
 
+    def refuse_unknown(self, known: frozenset[str]) -> None:
+        """ConvertError where a key is not in `known` and its value asks for something."""
+        for key, value in self.values.items():
+            if key not in known and not asks_for_nothing(value):
+                name = f"{self.where}.{key}" if self.where else key
+                raise ConvertError(
+                    f"{self.path}: {name} is {str(value)[:80]!r}, which this converter does not "
+                    "know and which may change the answers; if you know that it changes nothing, "
+                    "remove it"
+                )
+
     def object(self, key: str) -> _Reader:
         """A nested object."""
         name = f"{self.where}.{key}" if self.where else key
@@ -134,13 +146,17 @@ def read_config(folder: Path) -> ModelConfig:
         (text, "hidden_activation", ("gelu_pytorch_tanh",)),
         (text, "attention_bias", (None, False)),
         (text, "use_bidirectional_attention", (None, "vision")),  # "vision" concerns images only
+        *((text, key, allowed) for key, allowed in TEXT_VALUES.items()),
     ):
         if reader.values.get(key) not in allowed:
             raise reader.fail(key, " or ".join(repr(a) for a in allowed if a is not None) or "null")
 
+    top.refuse_unknown(TOP)
+    text.refuse_unknown(TEXT | TEXT_VALUES.keys())
     layers = _layers(text)
     full_dim = _one_head_dim(path, layers, sliding=False)
     ropes = text.object("rope_parameters")
+    ropes.refuse_unknown(frozenset({FULL, SLIDING}))
     full_rope = _rope(ropes, FULL, full_dim)
     if any(layer.sliding for layer in layers):
         sliding_dim = _one_head_dim(path, layers, sliding=True)
@@ -249,6 +265,7 @@ def _one_head_dim(path: Path, layers: tuple[Layer, ...], sliding: bool) -> int:
 
 def _rope(ropes: _Reader, kind: str, head_dim: int) -> Rope:
     own = ropes.object(kind)
+    own.refuse_unknown(ROPE)
     rope_type, factor = own.values.get("rope_type"), own.values.get("partial_rotary_factor", 1.0)
     if rope_type not in ("default", "proportional"):
         raise own.fail("rope_type", "'default' or 'proportional'")

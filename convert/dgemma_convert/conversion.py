@@ -11,7 +11,7 @@ from gguf import LlamaFileType
 
 from dgemma.importance import Importance
 
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, find_folder
 from .config import read_config
 from .errors import failing_in_words
 from .lora import Adapter
@@ -60,6 +60,7 @@ def convert(
     """
     with failing_in_words("converting"), ExitStack() as stack:
         policy = make_policy(outtype, tensor_types, token_embedding_type)
+        src, notes = find_folder(src), list[str]()
         general = {"name": folder_name(src)}
         if metadata is not None:
             general |= read_overrides(metadata)
@@ -86,7 +87,7 @@ def convert(
         mapped = map_tensors(config, checkpoint, sources)
 
         def keys(file_type: LlamaFileType, counts: ParameterCounts) -> Keys:
-            return checkpoint_keys(src, config, file_type, counts, general)
+            return checkpoint_keys(src, config, file_type, counts, general, notes)
 
         return produce(
             mapped.tensors,
@@ -97,6 +98,7 @@ def convert(
             importance=None if imatrix is None else Importance(imatrix),
             left_out=[*mapped.left_out, *adapted],
             checks=checks,
+            notes=notes,
         )
 
 

@@ -28,6 +28,12 @@ from .writer import TensorInfo, Writer
 SLICE_ELEMENTS = 16 << 20
 QUEUE = 2  # slices that are read ahead, and that wait for the disk
 
+# The bits that are all set in infinity and in what is no number.
+EXPONENTS = {
+    Type.F32: (np.uint32, 0x7F800000),
+    Type.F16: (np.uint16, 0x7C00),
+    Type.BF16: (np.uint16, 0x7F80),
+}
 FUSED = "ffn_gate_up_exps.weight"
 
 
@@ -150,6 +156,10 @@ def run(
                 if slice.is_last and step.scale is not None:
                     if step.scale_factor is not None:
                         slice.scales[:] *= _vector(step.scale_factor)
+                    if not np.isfinite(slice.scales).all():
+                        raise ConvertError(
+                            f"tensor {step.scale.name}: has values that are infinite or no numbers"
+                        )
                     scales = slice.scales.view(np.uint8)
                     written.append(disk.submit(writer.write, step.scale.name, scales))
                 while len(written) > QUEUE:
@@ -209,6 +219,7 @@ class Slice:
         n_cols = source.shape[-1]
         own = 1.0 if source.multipliers is None else float(source.multipliers[self.matrix])
         if source.type is target and (self.step.with_multiplier or own == 1.0):
+            self._check_finite(data, n_cols, threads)
             self.scales[self.matrix] = own
             return data
         stored = source.type
@@ -232,6 +243,22 @@ class Slice:
             raise ConvertError(f"tensor {source.name}: {error}") from error
         self.scales[self.matrix] = multiplier
         return encoded
+
+
+    def _check_finite(self, data: Bytes, n_cols: int, threads: int) -> None:
+        """ConvertError where what is copied holds NaN or infinity; encoders look themselves."""
+        source_type = self.step.source.type
+        if source_type in EXPONENTS:
+            kind, mask = EXPONENTS[source_type]
+            finite = not np.any((data.view(kind) & mask) == mask)
+        else:
+            values = dequantize(data, int(source_type), self.n, n_cols, threads=threads)
+            finite = bool(np.isfinite(values).all())
+        if not finite:
+            raise ConvertError(
+                f"tensor {self.step.source.name}: has values that are infinite or no numbers; the "
+                "checkpoint is damaged"
+            )
 
 
 def _info(name: str, source: Source, tensor_type: Type) -> TensorInfo:

@@ -17,7 +17,6 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,22 +24,25 @@ from numpy.typing import NDArray
 from dgemma.quants import dequantize
 
 from .errors import ConvertError
-from .json_file import read_json
+from .lora_file import (
+    CONFIG,
+    PREFIX,
+    is_alpha,
+    kohyas_module,
+    modules_by_kohyas_name,
+    open_weights,
+    part_of,
+    read_settings,
+    refuse_other_mathematics,
+)
 from .policy import Type
-from .safetensors_file import SafetensorsFile, StoredTensor
+from .safetensors_file import StoredTensor
 from .sources import Bytes, LeftOut, PlainSource, Source, matrices, read_floats
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PREFIX = "base_model.model."
-_PART = re.compile(r"(.+?)\.(lora_A\.weight|lora_B\.weight|lora_magnitude_vector)(?:\.weight)?\Z")
 # Not converted, so neither are their adapters.
 VISION = ("vision_tower.", "embed_vision.")
 ENCODER, DECODER = "encoder.language_model.", "decoder."  # their weights are the same
 EMBEDDINGS = ("embed_tokens", "lm_head")
-# Ways to start that take away from the weights what the adapter then holds. Their pairs belong to
-# weights that are not those of the checkpoint.
-STARTS_ON_OTHER_WEIGHTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
-
 Floats = NDArray[np.float32]
 
 
@@ -114,8 +116,9 @@ class Adapter:
             raise ConvertError(f"--lora-scale {scale}: expected a finite number")
         self.folder, self.scale = folder, scale
         self.left_out: list[StoredTensor] = []  # of the vision tower
-        self._settings = _read_settings(folder / CONFIG)
-        self._file = SafetensorsFile(folder / WEIGHTS)
+        self._settings = read_settings(folder)
+        self._file = open_weights(folder)
+        self._alphas: dict[str, float] = {}  # kohya's, by module
         # Slices of one tensor follow each other: its pair need not be read for each.
         self.floats = functools.lru_cache(maxsize=3)(read_floats)
 
@@ -137,7 +140,7 @@ class Adapter:
     def merge(self, sources: Mapping[str, Source]) -> dict[str, Source]:
         """`sources` with the adapter added."""
         result = dict(sources)
-        pairs, whole = self._read_names()
+        pairs, whole = self._read_names(result)
         adapted: set[str] = set()
         for pair in pairs.values():
             if any(part in pair.module for part in VISION):
@@ -163,23 +166,33 @@ class Adapter:
                 raise self._refuse_encoder(tensor.name)
         return result
 
-    def _read_names(self) -> tuple[dict[str, Pair], dict[str, StoredTensor]]:
+    def _read_names(
+        self, sources: Mapping[str, Source]
+    ) -> tuple[dict[str, Pair], dict[str, StoredTensor]]:
         """Pairs by module, and whole tensors (`modules_to_save`) by name."""
         parts: dict[str, dict[str, StoredTensor]] = {}
         whole: dict[str, StoredTensor] = {}
+        refuse_other_mathematics(self.folder, self._file.tensors)
+        kohyas = modules_by_kohyas_name(sources)
         for name, tensor in self._file.tensors.items():
             if "lora_embedding_" in name:
                 raise self._refuse_embedding(name)
-            match = _PART.match(name)
-            if match and name.startswith(PREFIX):
-                parts.setdefault(match[1].removeprefix(PREFIX), {})[match[2]] = tensor
-            elif name.startswith(PREFIX) and self._settings.get("modules_to_save"):
+            part = part_of(name)
+            if part is not None:
+                module = kohyas_module(part.module, kohyas) or part.module
+                parts.setdefault(module, {})[part.part] = tensor
+            elif is_alpha(tensor):
+                module = name.removesuffix(".alpha")
+                self._alphas[kohyas_module(module, kohyas) or module] = float(
+                    self.floats(tensor).reshape(())
+                )
+            elif name.startswith(PREFIX) and (self._settings or {}).get("modules_to_save"):
                 whole[name.removeprefix(PREFIX)] = tensor
             else:
                 raise ConvertError(f"{self.folder}: tensor {name} is not half of a LoRA pair")
         pairs = {}
         for module, found in parts.items():
-            down, up = found.get("lora_A.weight"), found.get("lora_B.weight")
+            down, up = found.get("lora_A"), found.get("lora_B")
             if down is None or up is None:
                 name = next(iter(found.values())).name
                 raise ConvertError(f"{self.folder}: tensor {name} is not half of a LoRA pair")
@@ -269,15 +282,22 @@ class Adapter:
             )
         if pair.magnitude is not None and math.prod(pair.magnitude.shape) != n_rows:
             raise ConvertError(f"{self.folder}: {pair.magnitude.name} needs {n_rows} values")
-        factor, first, adapted = self._factor(parameter, rank), 0, []
+        factor, first, adapted = self._factor(pair.module, parameter, rank), 0, []
         for target, shape in zip(targets, shapes, strict=True):
             adapted.append(AdaptedSource(sources[target], pair, self, factor, rank, first, swapped))
             first += shape[1]
         return adapted
 
-    def _factor(self, parameter: str, rank: int) -> float:
+    def _factor(self, module: str, parameter: str, rank: int) -> float:
         """How often the product of a pair is added."""
-        alpha = self._settings["lora_alpha"]
+        if self._settings is None:
+            if module not in self._alphas:
+                raise ConvertError(
+                    f"{self.folder}: neither {CONFIG} nor the file says how strong the pair for "
+                    f"{module} is (lora_alpha)"
+                )
+            return self.scale * self._alphas[module] / rank
+        alpha = self._alphas.get(module, self._settings["lora_alpha"])
         for pattern, value in (self._settings.get("alpha_pattern") or {}).items():
             try:
                 if re.match(rf"(.*\.)?({pattern})$", parameter):
@@ -285,7 +305,7 @@ class Adapter:
                     break
             except re.error as error:
                 raise ConvertError(
-                    f"{self.folder / CONFIG}: alpha_pattern {pattern!r}: {error}"
+                    f"{self.folder}: alpha_pattern {pattern!r}: {error}"
                 ) from error
         root = self._settings.get("use_rslora")
         return self.scale * float(alpha) / (math.sqrt(rank) if root else rank)
@@ -315,39 +335,17 @@ class Adapter:
 
 
 def _find(name: str, sources: Mapping[str, Source]) -> str | None:
-    """The checkpoint's name of a tensor; checkpoints of the bare model lack its first part."""
-    return next((n for n in (name, name.removeprefix("model.")) if n in sources), None)
+    """The checkpoint's name of a tensor, of which adapters know several spellings.
 
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    """adapter_config.json; ConvertError where it asks for what cannot be merged."""
-    settings: Any = read_json(path)
-    if not isinstance(settings, dict) or settings.get("peft_type") != "LORA":
-        raise ConvertError(f"{path}: not a LoRA adapter (peft_type must be 'LORA')")
-    if settings.get("bias", "none") != "none" or settings.get("lora_bias"):
-        raise ConvertError(f"{path}: bias is set; the model has none")
-    if settings.get("layer_replication"):
-        raise ConvertError(
-            f"{path}: layer_replication is set; the model's layers are what they are"
-        )
-    start = str(settings.get("init_lora_weights", True)).lower()
-    if start.startswith(STARTS_ON_OTHER_WEIGHTS):
-        raise ConvertError(
-            f"{path}: init_lora_weights is {start!r}, which changes the weights themselves; make a "
-            "plain adapter of it (save_pretrained with path_initial_model_for_weight_conversion)"
-        )
-    alphas = [settings.get("lora_alpha"), *_values(path, settings, "alpha_pattern")]
-    ranks = [settings.get("r"), *_values(path, settings, "rank_pattern")]
-    if not all(type(rank) is int and rank >= 1 for rank in ranks) or not all(
-        type(alpha) in (int, float) and math.isfinite(alpha) for alpha in alphas
-    ):
-        raise ConvertError(f"{path}: expected numbers r ≥ 1 and lora_alpha")
-    return settings
-
-
-def _values(path: Path, settings: dict[str, Any], key: str) -> list[Any]:
-    """The numbers of a pattern. Ranks are seen in the shapes, so theirs are only checked."""
-    pattern = settings.get(key) or {}
-    if not isinstance(pattern, dict):
-        raise ConvertError(f"{path}: {key} must be an object")
-    return list(pattern.values())
+    Checkpoints of the bare model lack its first part; programs that do not know this architecture
+    speak of a `language_model`, or of no part at all.
+    """
+    spellings = [name]
+    if ".encoder." not in f".{name}" and ".decoder." not in f".{name}":
+        bare = name.removeprefix("model.").removeprefix("language_model.").removeprefix("model.")
+        spellings.append(f"model.decoder.{bare}")
+    for spelling in spellings:
+        for candidate in (spelling, spelling.removeprefix("model.")):
+            if candidate in sources:
+                return candidate
+    return None

@@ -16,8 +16,8 @@ from dgemma.importance import Importance
 
 from .config import ModelConfig
 from .errors import ConvertError
-from .json_file import read_json
-from .tokenizer import Vocabulary, read_vocabulary
+from .json_file import is_there, read_json
+from .tokenizer import Vocabulary, check_templates, read_vocabulary
 
 ARCHITECTURE = "diffusion-gemma"
 QUANTIZATION_VERSION = 2  # of GGUF's block formats
@@ -31,19 +31,24 @@ def checkpoint_keys(
     file_type: LlamaFileType,
     counts: ParameterCounts,
     general: Mapping[str, Any],
+    notes: list[str],
 ) -> Keys:
     """The keys for a checkpoint folder, with its generation defaults and model card if there.
 
     `general` are values of `Metadata` fields that come before those of the card; one is `name`.
+    What a user should know, but what hinders nothing, is added to `notes`.
     """
     generation = _generation_config(folder)
     sampling = _sampling(folder, generation)
-    vocabulary = read_vocabulary(folder, config, generation)
-    return model_keys(folder, config, file_type, counts, general, sampling, vocabulary)
+    vocabulary = read_vocabulary(folder, config, generation, notes)
+    card = _read_card(folder, counts, notes)
+    keys = model_keys(card, config, file_type, counts, general, sampling, vocabulary)
+    check_templates(folder, keys, notes)
+    return keys
 
 
 def model_keys(
-    folder: Path | None,
+    card: Metadata,
     config: ModelConfig,
     file_type: LlamaFileType,
     counts: ParameterCounts,
@@ -51,10 +56,10 @@ def model_keys(
     sampling: dict[str, int | float],
     vocabulary: Vocabulary,
 ) -> Keys:
-    """All keys. `folder` holds a model card, if any; `sampling` are the `diffusion.eb_*` values."""
+    """All keys. `card`: what is known of licence and origin; `sampling`: `diffusion.eb_*`."""
     # The writer only collects: it is never given a file.
     keys = GGUFWriter(None, ARCHITECTURE)
-    _add_general(keys, folder, file_type, counts, general)
+    _add_general(keys, card, file_type, counts, general)
     _add_model(keys, config)
     keys.add_uint32("diffusion.canvas_length", config.canvas_length)
     for key, value in sampling.items():
@@ -159,30 +164,41 @@ def read_overrides(path: Path) -> dict[str, Any]:
     return found
 
 
+def _read_card(folder: Path, counts: ParameterCounts, notes: list[str]) -> Metadata:
+    """What the model card says; of a broken one only what the folder's name says."""
+    # The package logs what it guesses from names; that is not this program's output.
+    logging.getLogger("metadata").setLevel(logging.ERROR)
+    card: dict[str, Any] = {}
+    try:
+        card = Metadata.load_model_card(folder)
+    except Exception as error:  # whatever its parsing of a foreign YAML text ends in
+        reason = " ".join(str(error).split())[:200]
+        path = folder / "README.md"
+        notes.append(f"{path}: the model card cannot be read, and is left out: {reason}")
+    for known in (card, {}):
+        try:
+            return Metadata.apply_metadata_heuristic(
+                Metadata(),
+                known,
+                Metadata.load_hf_parameters(folder),
+                Path(folder_name(folder)),  # what a name says of itself: "…-26B-A4B-it"
+                counts.total,
+            )
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            notes.append(f"{folder}: the model card is not understood, and is left out: {reason}")
+    return Metadata()
+
+
 def _add_general(
     keys: GGUFWriter,
-    folder: Path | None,
+    metadata: Metadata,
     file_type: LlamaFileType,
     counts: ParameterCounts,
     general: Mapping[str, Any],
 ) -> None:
     """`general.*`: what the model is, and what its card says of licence and origin."""
     keys.add_type("model")
-    # The package logs what it guesses from names; that is not this program's output.
-    logging.getLogger("metadata").setLevel(logging.ERROR)
-    metadata = Metadata()
-    if folder is not None:
-        try:
-            metadata = Metadata.apply_metadata_heuristic(
-                metadata,
-                Metadata.load_model_card(folder),
-                Metadata.load_hf_parameters(folder),
-                Path(folder_name(folder)),  # what a name says of itself: "…-26B-A4B-it"
-                counts.total,
-            )
-        except Exception as error:  # whatever its parsing of a foreign YAML text ends in
-            reason = " ".join(str(error).split())[:200]
-            raise ConvertError(f"{folder}: the model card cannot be read: {reason}") from error
     metadata.size_label = counts.size_label
     for field, value in general.items():
         setattr(metadata, field, value)
@@ -246,7 +262,7 @@ def _sampling(folder: Path, generation: dict[str, Any]) -> dict[str, int | float
 
 def _generation_config(folder: Path) -> dict[str, Any]:
     path = folder / "generation_config.json"
-    generation = read_json(path) if path.is_file() else {}
+    generation = read_json(path) if is_there(path) else {}
     if not isinstance(generation, dict):
         raise ConvertError(f"{path}: must be a JSON object")
     return generation

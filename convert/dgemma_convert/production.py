@@ -13,9 +13,12 @@ from typing import Any
 from gguf import LlamaFileType
 from tqdm import tqdm
 
+from dgemma.errors import Error
 from dgemma.importance import Importance
+from dgemma.opening import check_file
 
 from . import encode
+from .errors import ConvertError
 from .memory import CONTEXT, needed
 from .metadata import Keys, ParameterCounts, imatrix_keys
 from .policy import FILE_TYPES, Policy, Type
@@ -43,6 +46,7 @@ class Report:
     outtype: str
     tensors: list[TensorReport]
     left_out: list[LeftOut] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what hinders nothing, but should be known
     n_parameters: int = 0
     memory_bytes: int | None = None  # about what running it takes, with memory.CONTEXT tokens
     seconds: float = 0.0
@@ -95,6 +99,7 @@ def produce(
     importance: Importance | None = None,
     accept: Callable[[encode.Step], object] = lambda step: None,
     left_out: Sequence[LeftOut] = (),
+    notes: Sequence[str] = (),
     checks: Sequence[Callable[[], object]] = (),
 ) -> Report:
     """Writes `tensors` in the types of `policy`, and says what was written.
@@ -119,6 +124,7 @@ def produce(
         outtype=policy.name,
         tensors=_tensor_reports(steps),
         left_out=list(left_out),
+        notes=list(notes),
         n_parameters=counts.total,
         memory_bytes=needed(keys, sum(info.n_bytes for info in infos)),
         seconds=time.perf_counter() - target.began,
@@ -150,7 +156,16 @@ def _write(
         encode.run(steps, writer, target.threads, bar.update)
         for check in checks:
             check()
-        writer.commit()
+        writer.commit(_check_written)
+
+
+def _check_written(path: Path) -> None:
+    """ConvertError where the new file is none that the engine opens."""
+    try:
+        check_file(path)
+    except (Error, ValueError) as error:
+        reason = str(error).replace(f"{path}: ", "")
+        raise ConvertError(f"the engine would refuse what was written: {reason}") from error
 
 
 def _tensor_reports(steps: Sequence[encode.Step]) -> list[TensorReport]:
@@ -202,7 +217,9 @@ def describe(report: Report) -> list[str]:
             f"{', '.join(map(str, widths))} are not whole blocks (first: {tensors[0].name})"
         )
     for left in report.left_out:
+        names = ", ".join(left.names[:3]) + (", …" if len(left.names) > 3 else "")
         lines.append(
             f"left out: {left.n_tensors} tensors of {left.what} ({size_text(left.n_bytes)})"
+            + (f": {names}" if names else "")
         )
-    return lines
+    return lines + [f"note: {note}" for note in report.notes]

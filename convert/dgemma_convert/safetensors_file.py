@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ConvertError, from_os_error
+from .json_file import check_content, check_regular
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own library
 
@@ -52,8 +53,7 @@ class SafetensorsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.tensors: dict[str, StoredTensor] = {}
-        if path.exists() and not path.is_file():
-            raise ConvertError(f"{path}: not a regular file")
+        check_regular(path)
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -103,10 +103,12 @@ class SafetensorsFile:
         size = self._identity[0]
         if size < 8:
             raise ConvertError(f"{self.path}: {size} bytes are no safetensors file")
+        check_content(self.path, self.read(0, min(size, 100)).tobytes())
         n_header = int.from_bytes(self.read(0, 8).tobytes(), "little")
         if n_header > MAX_HEADER_BYTES:
             raise ConvertError(
-                f"{self.path}: header of {n_header} bytes; at most {MAX_HEADER_BYTES} are allowed"
+                f"{self.path}: header of {n_header} bytes; at most {MAX_HEADER_BYTES} are allowed: "
+                "it is damaged, or no safetensors file"
             )
         if n_header > size - 8:
             raise ConvertError(

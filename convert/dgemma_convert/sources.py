@@ -7,6 +7,7 @@ matrix. Whatever form a checkpoint has (sharded, fused, quantised), it is brough
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,7 +20,8 @@ from .safetensors_file import StoredTensor
 
 Bytes = NDArray[np.uint8]
 
-DTYPES = {"F32": Type.F32, "F16": Type.F16, "BF16": Type.BF16}
+# How each float type of a checkpoint is handed on; float64 is rounded to float32.
+DTYPES = {"F32": Type.F32, "F16": Type.F16, "BF16": Type.BF16, "F64": Type.F32}
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,13 @@ class LeftOut:
     what: str
     n_tensors: int
     n_bytes: int
+    names: tuple[str, ...] = ()  # where there are few, and they are not obvious
+
+    @classmethod
+    def of(cls, what: str, stored: Sequence[StoredTensor], *, named: bool = True) -> LeftOut:
+        """That of some stored tensors."""
+        names = tuple(tensor.name for tensor in stored) if named else ()
+        return cls(what, len(stored), sum(tensor.n_bytes for tensor in stored), names)
 
 
 class Source(Protocol):
@@ -89,8 +98,10 @@ class PlainSource:
     def read(self, matrix: int, first: int, n: int) -> Bytes:
         """Rows [first, first + n) of one matrix."""
         _, n_rows, n_cols = matrices(self.shape)
-        stride = row_bytes(self.type, n_cols)
-        return self.stored.read((matrix * n_rows + first) * stride, n * stride)
+        wide = self.stored.dtype == "F64"
+        stride = 8 * n_cols if wide else row_bytes(self.type, n_cols)
+        data = self.stored.read((matrix * n_rows + first) * stride, n * stride)
+        return _rounded(data).view(np.uint8) if wide else data
 
 
 @dataclass(frozen=True)
@@ -178,6 +189,22 @@ class ArraySource:
         return np.ascontiguousarray(flat[matrix, first : first + n]).view(np.uint8).reshape(-1)
 
 
+def _rounded(data: Bytes) -> NDArray[np.float32]:
+    """The float32 of float64; what is too large becomes infinite, and is refused later."""
+    with np.errstate(over="ignore"):
+        return data.view(np.float64).astype(np.float32)
+
+
+def same_bytes(a: StoredTensor, b: StoredTensor, step: int = 16 << 20) -> bool:
+    """Whether two tensors have the same type, shape and bytes."""
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    return all(
+        np.array_equal(a.read(i, min(step, a.n_bytes - i)), b.read(i, min(step, a.n_bytes - i)))
+        for i in range(0, a.n_bytes, step)
+    )
+
+
 def read_floats(tensor: StoredTensor) -> NDArray[np.float32]:
     """All values of a small float tensor; ConvertError where it is of another type."""
     raw = tensor.read(0, tensor.n_bytes)
@@ -187,6 +214,8 @@ def read_floats(tensor: StoredTensor) -> NDArray[np.float32]:
         values = (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     elif tensor.dtype == "F16":
         values = raw.view(np.float16).astype(np.float32)
+    elif tensor.dtype == "F64":
+        values = _rounded(raw)
     else:
         raise ConvertError(
             f"tensor {tensor.name} has the type {tensor.dtype}; expected a float type"

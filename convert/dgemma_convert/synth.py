@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from gguf import LlamaFileType
+from gguf import LlamaFileType, Metadata
 from numpy.typing import NDArray
 
 from dgemma.quants import quantize
@@ -149,7 +149,7 @@ def synthesize(
 
     def keys(file_type: LlamaFileType, counts: ParameterCounts) -> Keys:
         general, vocabulary = {"name": f"synthetic {preset}"}, synthetic_vocabulary(config.vocab)
-        return model_keys(None, config, file_type, counts, general, {}, vocabulary)
+        return model_keys(Metadata(), config, file_type, counts, general, {}, vocabulary)
 
     with failing_in_words("writing"):
         return produce(

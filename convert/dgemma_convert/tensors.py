@@ -17,9 +17,10 @@ from dgemma.tensor_kinds import Kind, kind_of
 from .checkpoint import Checkpoint
 from .config import Layer, ModelConfig
 from .errors import ConvertError
+from .harmless import harmless
 from .quantized import Sources
 from .safetensors_file import StoredTensor
-from .sources import ArraySource, LeftOut, PlainSource, Source
+from .sources import ArraySource, LeftOut, PlainSource, Source, same_bytes
 
 # Divides a frequency into nothing: pairs beyond the rotated ones stay where they are.
 NOT_ROTATED = 1e30
@@ -185,6 +186,8 @@ def map_tensors(config: ModelConfig, checkpoint: Checkpoint, sources: Sources) -
         ),
         *_leave_out_copies(rest, checkpoint, prefix),
         *_unused("scales of activations", sources.activation_scales),
+        *checkpoint.left_out,
+        *harmless(rest, config),
     ]
     for name, source in rest.items():
         raise ConvertError(
@@ -216,7 +219,7 @@ def _leave_out(rest: dict[str, Source], what: str, prefixes: tuple[str, ...]) ->
 
 def _unused(what: str, stored: Sequence[StoredTensor]) -> Iterator[LeftOut]:
     if stored:
-        yield LeftOut(what, len(stored), sum(tensor.n_bytes for tensor in stored))
+        yield LeftOut.of(what, stored, named=False)
 
 
 def _leave_out_copies(
@@ -235,7 +238,7 @@ def _leave_out_copies(
         copy, first = checkpoint.tensors[name], checkpoint.tensors.get(original)
         if first is None:
             continue
-        if not _equal(copy, first):
+        if not same_bytes(copy, first):
             raise ConvertError(
                 f"{checkpoint.folder}: tensor {name} differs from {original}; a model whose "
                 "weights are not tied cannot be converted"
@@ -244,12 +247,3 @@ def _leave_out_copies(
         n_tensors, n_bytes = n_tensors + 1, n_bytes + copy.n_bytes
     if n_tensors:
         yield LeftOut("copies of tied weights", n_tensors, n_bytes)
-
-
-def _equal(a: StoredTensor, b: StoredTensor, step: int = 16 << 20) -> bool:
-    if (a.dtype, a.shape) != (b.dtype, b.shape):
-        return False
-    return all(
-        np.array_equal(a.read(i, min(step, a.n_bytes - i)), b.read(i, min(step, a.n_bytes - i)))
-        for i in range(0, a.n_bytes, step)
-    )

@@ -5,16 +5,22 @@ The keys and their types are those of the published Gemma 4 files.
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gguf import GGUFWriter, TokenType
+from gguf.gguf_writer import GGUFValue
+
+from dgemma.chat.template import ChatTemplate
+from dgemma.errors import Error
 
 from .config import ModelConfig
 from .errors import ConvertError, from_os_error
-from .json_file import read_json
+from .json_file import check_regular, is_there, read_json
 
 MODEL_NAME = "gemma4"
 # Special in the tokenizer's sense, but their text belongs to the answer: as CONTROL tokens they
@@ -33,6 +39,20 @@ END_TOKENS = ("<turn|>", "<|tool_response>")
 MAX_END_TOKENS = 16  # of the engine, the tokenizer's own among them
 # Merges are ranked by their order; a constant score is what the published files hold.
 SCORE = -1000.0
+MAX_HOLES = 0.1  # share of the embedding's rows that may be without a token
+# What Gemma's tokenizer does to a text before it looks for merges. Splitting at spaces comes too
+# late to find any.
+NORMALIZER = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+PRE_TOKENIZERS = (
+    None,
+    {
+        "type": "Split",
+        "pattern": {"String": " "},
+        "behavior": "MergedWithPrevious",
+        "invert": False,
+    },
+)
+PROBE = ({"role": "user", "content": "Hello"},)
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>\Z")
 
 
@@ -81,25 +101,28 @@ def token_type(token: str, special: bool) -> int:
     return int(TokenType.BYTE if _BYTE_TOKEN.match(token) else TokenType.NORMAL)
 
 
-def read_vocabulary(folder: Path, config: ModelConfig, generation: dict[str, Any]) -> Vocabulary:
+def read_vocabulary(
+    folder: Path, config: ModelConfig, generation: dict[str, Any], notes: list[str]
+) -> Vocabulary:
     """Reads the tokenizer files of a checkpoint; `generation` is its generation_config.json.
 
-    ConvertError where they are missing or are not a BPE tokenizer with byte fallback.
+    ConvertError where they are missing or are not a tokenizer of Gemma's kind: BPE with byte
+    fallback over text whose spaces are written `▁`.
     """
-    return _Reader(folder, config).vocabulary(generation)
+    return _Reader(folder, config, notes).vocabulary(generation)
 
 
 class _Reader:
     """tokenizer.json and tokenizer_config.json of a folder."""
 
-    def __init__(self, folder: Path, config: ModelConfig) -> None:
-        self._folder, self._config = folder, config
+    def __init__(self, folder: Path, config: ModelConfig, notes: list[str]) -> None:
+        self._folder, self._config, self._notes = folder, config, notes
         self._path = folder / "tokenizer.json"
-        if not self._path.is_file():
+        if not is_there(self._path):
             raise ConvertError(f"{self._path}: missing; the vocabulary is read from it")
         self._json = read_json(self._path)
         settings = folder / "tokenizer_config.json"
-        self._settings = read_json(settings) if settings.is_file() else {}
+        self._settings = read_json(settings) if is_there(settings) else {}
         if not isinstance(self._json, dict) or not isinstance(self._settings, dict):
             raise ConvertError(f"{folder}: tokenizer files must be JSON objects")
         self._tokens: list[str] = []
@@ -136,6 +159,7 @@ class _Reader:
             raise self._fail("expected a BPE model with byte fallback")
         if model.get("byte_fallback") is not True:
             raise self._fail("expected byte_fallback to be true")
+        self._check_pipeline(model)
         vocabulary, added = model.get("vocab"), self._json.get("added_tokens", [])
         if not isinstance(vocabulary, dict) or not isinstance(added, list):
             raise self._fail("expected a vocab object and an added_tokens list")
@@ -175,6 +199,40 @@ class _Reader:
             raise self._fail("two ids have the same text")
         if types.count(int(TokenType.BYTE)) != 256:
             raise self._fail("expected the 256 byte tokens <0x00> … <0xFF>")
+        n_holes = texts.count(None)
+        if n_holes > n * MAX_HOLES:
+            raise self._fail(
+                f"has {n - n_holes} tokens for the {n} rows of the embedding; it belongs to "
+                "another model"
+            )
+        if n_holes:
+            self._notes.append(
+                f"{self._path}: {n_holes} rows of the embedding have no token: they are written as "
+                "unused ones"
+            )
+
+    def _check_pipeline(self, model: dict[str, Any]) -> None:
+        """The engine does what Gemma's tokenizer does before the merges, and nothing else."""
+        for key, allowed in (
+            ("dropout", (None, 0)),
+            ("continuing_subword_prefix", (None, "")),
+            ("end_of_word_suffix", (None, "")),
+            ("ignore_merges", (None, False)),
+        ):
+            if model.get(key) not in allowed:
+                raise self._fail(f"model.{key} is {model[key]!r}; Gemma's tokenizer has none")
+        normalizer = self._json.get("normalizer")
+        if _without_sequence(normalizer, "normalizers") != NORMALIZER:
+            raise self._fail(
+                f"the normalizer is {json.dumps(normalizer)[:100]}; expected Gemma's, which writes "
+                "a space as ▁ and changes nothing else"
+            )
+        splitter = self._json.get("pre_tokenizer")
+        if _without_sequence(splitter, "pretokenizers") not in PRE_TOKENIZERS:
+            raise self._fail(
+                f"the pre_tokenizer is {json.dumps(splitter)[:100]}; expected none, or Gemma's, "
+                "which splits at spaces"
+            )
 
     def _read_merges(self) -> list[str]:
         merges = self._json["model"].get("merges")
@@ -228,24 +286,74 @@ class _Reader:
         return ends
 
     def _read_chat_template(self) -> str | list[dict[str, str]] | None:
-        path = self._folder / "chat_template.jinja"
+        """The template, or all of them by name where there are more than the default one."""
+        templates = self._named_templates()
+        folder = self._folder / "additional_chat_templates"
+        for path in sorted(folder.glob("*.jinja")) if folder.is_dir() else ():
+            check_regular(path)
+            templates[path.stem] = self._text(path)
+        if set(templates) <= {"default"}:
+            return templates.get("default")
+        return [{"name": name, "template": text} for name, text in templates.items()]
+
+    def _named_templates(self) -> dict[str, str]:
+        """Templates of the first place that has any, of the three where programs save them."""
+        jinja, older = self._folder / "chat_template.jinja", self._folder / "chat_template.json"
+        if is_there(jinja):
+            return {"default": self._text(jinja)}
         template = self._settings.get("chat_template")
-        if path.is_file():
-            try:
-                template = path.read_text(encoding="utf-8")
-            except OSError as error:
-                raise from_os_error(error, "reading") from error
-            except UnicodeDecodeError as error:
-                raise ConvertError(f"{path}: not UTF-8") from error
-        if template is None or isinstance(template, str):
-            return template
+        if template is None and is_there(older):
+            content = read_json(older)
+            template = content.get("chat_template") if isinstance(content, dict) else content
+            if template is None:
+                raise ConvertError(f"{older}: expected an object with chat_template")
+        if template is None:
+            return {}
+        if isinstance(template, str):
+            return {"default": template}
         if isinstance(template, list) and all(
             isinstance(entry, dict)
             and isinstance(entry.get("name"), str)
             and isinstance(entry.get("template"), str)
             for entry in template
         ):
-            return template
+            return {entry["name"]: entry["template"] for entry in template}
         raise ConvertError(
             f"{self._folder}: chat_template must be a text or a list of named templates"
         )
+
+    def _text(self, path: Path) -> str:
+        try:
+            return path.read_text(encoding="utf-8-sig")
+        except OSError as error:
+            raise from_os_error(error, "reading") from error
+        except UnicodeDecodeError as error:
+            raise ConvertError(f"{path}: not UTF-8") from error
+
+
+def _without_sequence(step: Any, parts: str) -> Any:
+    """A step of the tokenizer; of a sequence of one or none, that one."""
+    if isinstance(step, dict) and step.get("type") == "Sequence":
+        steps = step.get(parts)
+        if isinstance(steps, list) and len(steps) <= 1:
+            return steps[0] if steps else None
+    return step
+
+
+def check_templates(folder: Path, keys: Mapping[str, GGUFValue], notes: list[str]) -> None:
+    """ConvertError where a chat template does not compile, or not render a first message."""
+    values = {name: value.value for name, value in keys.items()}
+    prefix = "tokenizer.chat_template"
+    for name in [name for name in values if name == prefix or name.startswith(prefix + ".")]:
+        if not isinstance(values[name], str):
+            continue
+        what = name.removeprefix(prefix).removeprefix(".")
+        what = f"the chat template {what!r}" if what else "the chat template"
+        try:
+            template = ChatTemplate({**values, prefix: values[name]})
+            rendered = template.render(PROBE)
+        except (Error, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ConvertError(f"{folder}: {what} cannot render a message: {reason}") from error
+        if PROBE[0]["content"] not in rendered:
+            notes.append(f"{folder}: {what} leaves a user's message out of the prompt")

@@ -11,7 +11,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -184,8 +185,11 @@ class Writer:
         self._append(shard, view, position)
         self._places[name] = shard, position + len(view)
 
-    def commit(self) -> None:
-        """Makes the files whole and gives them their names, the first shard last."""
+    def commit(self, check: Callable[[Path], object] = lambda path: None) -> None:
+        """Makes the files whole and gives them their names, the first shard last.
+
+        `check` sees the whole file, or the first of its shards, under another name, and may raise.
+        """
         for name, (shard, position) in self._places.items():
             if position != shard.ends[name]:
                 raise ValueError(f"tensor {name} is incomplete")
@@ -195,6 +199,8 @@ class Writer:
                 shard.opened.sync()
                 self._pwrite(shard, memoryview(MAGIC), 0)
                 shard.opened.sync()
+        self._show(check)
+        with failing_in_words("writing"):
             if len(self._shards) > 1:
                 # Names cannot change all at once: without a first shard, old and new ones that a
                 # kill leaves side by side are no model.
@@ -202,6 +208,17 @@ class Writer:
             for shard in reversed(self._shards):
                 shard.opened.rename()
             sync_folder(self._shards[0].path.parent)
+
+    def _show(self, check: Callable[[Path], object]) -> None:
+        """Shards are found by their names, so they are shown in a folder of links."""
+        if len(self._shards) == 1:
+            check(self._shards[0].opened.hidden)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            links = [Path(folder) / shard.path.name for shard in self._shards]
+            for link, shard in zip(links, self._shards, strict=True):
+                link.symlink_to(shard.opened.hidden.resolve())
+            check(links[0])
 
     def _check_space(self) -> None:
         """Whether the target's own file system has room for all of it."""

@@ -77,7 +77,7 @@ static inline uint16_t dg_f32_to_bf16(float x) {
 #define DG_E4M3_MAX 448.0f
 #define DG_E4M3_MAX_CODE 0x7e
 
-/* The sign bit is ignored, and NaN reads as zero with either sign, as in all kernels. */
+/* The sign bit is ignored. NaN, 0x7f and 0xff, reads as zero, as in all kernels. */
 static inline float dg_e4m3_to_f32(uint8_t code) {
     uint32_t magnitude = code & 0x7f;
     if (magnitude == 0x7f) return 0.0f;

@@ -28,6 +28,7 @@ PYTHON_ORDER = (
     ("chat",),
     ("generation",),
     ("compat", "model"),
+    ("opening",),
     ("evaluation",),
     ("server",),
     ("cli",),

@@ -10,6 +10,7 @@ from typing import Any
 from .._native import Model
 from ..errors import Error, OutOfMemoryError
 from ..gguf_file import File
+from ..opening import open_as_generate_does
 from ..sizes import size_text
 from ..tensor_kinds import Kind, kind_of
 from .common import Subparsers, add_common_options, print_json
@@ -72,6 +73,7 @@ def describe(path: str, *, with_tensors: bool) -> dict[str, Any]:
 
 def _as_model(path: str) -> dict[str, Any]:
     try:
+        open_as_generate_does(path).close()
         model = Model(path, backend="cpu")
     except (Error, ValueError) as problem:
         return {"runs": False, "reason": str(problem)}
