@@ -12,7 +12,7 @@ TINY   := build/tiny-Q4_0.gguf
 JOBS   ?= $(shell getconf _NPROCESSORS_ONLN)
 C_SOURCES = $(shell find native tests bench examples -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cpp')
 
-.PHONY: cuda cuda-all demo test test-cuda test-interchange test-packaging wheels wheels-cuda bench fuzz lint sanitize clean
+.PHONY: cuda cuda-all demo test test-cuda test-interchange test-ray test-packaging wheels wheels-cuda bench fuzz lint sanitize clean
 
 demo: $(TINY)
 	@$(BIN)/dgemma generate -m $(TINY) --chat --live --seed 1 -p "What is the capital of France?"
@@ -38,6 +38,11 @@ wheels:
 
 wheels-cuda:
 	.ci/wheels cuda
+
+# A Ray cluster on this machine: its own tests, and the plain server's against it.
+test-ray: $(VENV)/tests-installed
+	$(BIN)/python -m pytest -q tests/cluster -n 1
+	DGEMMA_TEST_SERVER=ray $(BIN)/python -m pytest -q tests/server/test_server.py
 
 # The same files in llama.cpp, through a package that compiles it: minutes, and apart for that reason.
 test-interchange: $(VENV)/tests-installed

@@ -35,8 +35,10 @@ class Bar:
             self._bar.set_postfix(notes, refresh=False)
         self._bar.update(n)
 
-    def reach(self, n: float, **notes: object) -> None:
-        """Says how many are done by now."""
+    def reach(self, n: float, *, total: float | None = None, **notes: object) -> None:
+        """Says how many are done by now, and of how many where that was not known before."""
+        if total is not None:
+            self._bar.total = total
         self.update(n - self._bar.n, **notes)
 
     def share(self, done: float) -> None:

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from dgemma.cli import main
-from dgemma.cli.serve import api_keys
+from dgemma.server.access import api_keys
 from dgemma.server.run import served_names
 from support.serving import KEY, running
 

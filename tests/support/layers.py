@@ -31,6 +31,8 @@ PYTHON_ORDER = (
     ("opening",),
     ("evaluation",),
     ("server",),
+    ("batch",),
+    ("ray",),
     ("cli",),
 )
 

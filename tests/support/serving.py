@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import signal
 import subprocess
@@ -16,6 +17,8 @@ import httpx
 
 KEY = "test-key"
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+# The same tests against a cluster's gateway: DGEMMA_TEST_SERVER=ray.
+CLUSTER = ("--ray", "--replicas", "1") if os.environ.get("DGEMMA_TEST_SERVER") == "ray" else ()
 SLOW = {"confidence_threshold": 1e-30, "max_denoising_steps": 10_000}
 
 
@@ -35,6 +38,7 @@ def running(
                 f"{before}\nimport sys, dgemma.cli; sys.exit(dgemma.cli.main())",
             ),
             *("serve", "-m", str(path), "--port", "0", "--alias", "tiny", "-c", "512"),
+            *CLUSTER,
             *map(str, options),
         ],
         stderr=subprocess.PIPE,

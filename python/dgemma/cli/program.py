@@ -18,6 +18,7 @@ from .. import progress
 from .._native import version
 from ..errors import Error
 from . import (
+    batch,
     bench,
     chat,
     doctor,
@@ -49,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     generate.add_parser(commands)
     chat.add_parser(commands)
     serve.add_parser(commands)
+    batch.add_parser(commands)
     bench.add_parser(commands)
     evaluate.add_parser(commands)
     doctor.add_parser(commands)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from pathlib import Path
 
 from ..generation.options import make_options
+from .cluster import add_cluster_options, serve_cluster
 from .common import whole_number
 from .shared import (
     Subparsers,
@@ -45,6 +44,7 @@ def add_parser(commands: Subparsers) -> None:
         "--strict", action="store_true", help="refuse options without effect and unknown fields"
     )
     group.add_argument("--alias", metavar="NAME", help="the model's name in the API")
+    add_cluster_options(parser)
     add_model_options(parser)
     add_sampling_options(parser)
     parser.set_defaults(run=run)
@@ -83,8 +83,11 @@ def _add_access_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serves until it is told to stop."""
+    if args.ray is not None:
+        return serve_cluster(args)
     try:
         from ..server import serve
+        from ..server.access import api_keys
     except ImportError as problem:
         raise ImportError(
             f"serving needs the extra `server`: pip install 'dgemma[server]' ({problem})"
@@ -112,20 +115,3 @@ def run(args: argparse.Namespace) -> int:
             origins=args.cors_origin,
             strict=args.strict,
         )
-
-
-def api_keys(given: Sequence[str] | None, path: str | None) -> list[str]:
-    """The keys of the command line and of a file; ValueError where one of them is none.
-
-    An empty key would open the server to everybody: `--api-key "$UNSET"` must not.
-    """
-    keys = list(given or [])
-    if any(not key.strip() for key in keys):
-        raise ValueError("--api-key is empty: give a key, or leave the option out for none")
-    if path is not None:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-        found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-        if not found:
-            raise ValueError(f"--api-key-file {path} has no key: write one into it, one a line")
-        keys += found
-    return keys
