@@ -14,15 +14,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher
 
+from ..errors import OptionTypeError, OptionValueError
 from ..tokenizer import Tokenizer
 from ..tools.answer import CALL, CALL_END, THOUGHT, THOUGHT_END
 from ..values import FloatArray
+from .grammars import matcher, schema_grammar
 
 # Of one canvas. Each is a denoising of its own; a model that needs more does not see the form.
 MAX_REPAIRS = 32
-MAX_GRAMMAR = 2**20  # characters
 
 
 # What Gemma 4 writes for a call; see tools.py.
@@ -38,9 +39,6 @@ KEY: /[A-Za-z_][A-Za-z0-9_.-]*/
 TEXT: /<\|"\|>([^<]|<[^|<])*<\|"\|>/
 NUMBER: /-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?/
 """
-# Between the tokens of JSON: a space, or a new line with its indentation. More is valid too, but a
-# canvas that has nothing to say would fill up with it.
-_WHITESPACE = r"( ?|\n {0,40})"
 
 
 @dataclass(frozen=True)
@@ -63,10 +61,18 @@ class Form:
         grammar: as llguidance takes it.
         after_thought: the answer may begin with a thought, to which the grammar does not apply.
         or_call: an answer that begins with a tool call is free.
+        param: what asks for it, for errors.
     """
 
-    def __init__(self, grammar: str, *, after_thought: bool = False, or_call: bool = False) -> None:
-        self._matcher = _matcher(grammar)
+    def __init__(
+        self,
+        grammar: str,
+        *,
+        after_thought: bool = False,
+        or_call: bool = False,
+        param: str = "response_format",
+    ) -> None:
+        self._matcher = matcher(grammar, param)
         free_starts = [THOUGHT] if after_thought else []
         self._free_starts = (*free_starts, CALL) if or_call else tuple(free_starts)
         self._at_start = True
@@ -132,7 +138,9 @@ class Form:
         return False
 
 
-def json_form(response_format: Mapping[str, Any], **options: bool) -> tuple[Form | None, str]:
+def json_form(
+    response_format: Mapping[str, Any], *, after_thought: bool = False, or_call: bool = False
+) -> tuple[Form | None, str]:
     """The form that a `response_format` asks for, and what tells the model about it.
 
     Known are OpenAI's {"type": "text"}, {"type": "json_object"} and {"type": "json_schema",
@@ -140,7 +148,10 @@ def json_form(response_format: Mapping[str, Any], **options: bool) -> tuple[Form
     Errors: TypeError and ValueError, also for schemas that cannot be checked.
     """
     if not isinstance(response_format, Mapping):
-        raise TypeError("response_format must be an object such as {'type': 'json_object'}")
+        raise OptionTypeError(
+            "response_format must be an object such as {'type': 'json_object'}",
+            param="response_format",
+        )
     kind = response_format.get("type")
     if kind == "text":
         return None, ""
@@ -150,19 +161,20 @@ def json_form(response_format: Mapping[str, Any], **options: bool) -> tuple[Form
         wrapped = response_format.get("json_schema")
         schema = wrapped.get("schema") if isinstance(wrapped, Mapping) else None
         if schema is None:
-            raise ValueError("response_format.json_schema.schema is missing")
+            raise OptionValueError(
+                "response_format.json_schema.schema is missing", param="response_format"
+            )
     else:
-        raise ValueError(
-            f"response_format.type is {kind!r}: expected 'text', 'json_object' or 'json_schema'"
+        raise OptionValueError(
+            f"response_format.type is {kind!r}: expected 'text', 'json_object' or 'json_schema'",
+            param="response_format.type",
         )
+    grammar = schema_grammar({"type": "object"} if schema is None else schema, "response_format")
+    form = Form(grammar, after_thought=after_thought, or_call=or_call)
     if schema is None:
-        return Form(_schema_grammar({"type": "object"}), **options), (
-            "Answer with one JSON object and nothing else."
-        )
-    text = json.dumps(schema, ensure_ascii=False)
-    return Form(_schema_grammar(schema), **options), (
-        f"Answer with JSON and nothing else. It must follow this JSON schema: {text}"
-    )
+        return form, "Answer with one JSON object and nothing else."
+    text = json.dumps(schema, ensure_ascii=False, default=str)
+    return form, f"Answer with JSON and nothing else. It must follow this JSON schema: {text}"
 
 
 def call_form(names: Sequence[str], *, named: bool) -> Form:
@@ -172,22 +184,5 @@ def call_form(names: Sequence[str], *, named: bool) -> Form:
     """
     known = " | ".join(json.dumps(name, ensure_ascii=False) for name in names)
     first = 'pairs? "}"' if named else "name object"
-    return Form(LLMatcher.grammar_from_lark(f"start: {first} END more*\nname: {known}\n{_CALLS}"))
-
-
-def _schema_grammar(schema: Any) -> str:
-    if not isinstance(schema, Mapping):
-        raise TypeError("a JSON schema must be an object")
-    settings = {"x-guidance": {"whitespace_pattern": _WHITESPACE}}
-    text = json.dumps({**schema, **settings})
-    if len(text) > MAX_GRAMMAR:
-        raise ValueError(f"the JSON schema has {len(text)} characters: at most {MAX_GRAMMAR}")
-    return str(LLMatcher.grammar_from_json_schema(text))
-
-
-def _matcher(grammar: str) -> Any:
-    """A matcher whose tokens are bytes: the model's own tokens are checked by what they spell."""
-    matcher = LLMatcher(LLTokenizer("byte"), grammar, log_level=0)
-    if problem := matcher.get_error():
-        raise ValueError(f"the form of the answer cannot be checked: {problem}")
-    return matcher
+    grammar = f"start: {first} END more*\nname: {known}\n{_CALLS}"
+    return Form(LLMatcher.grammar_from_lark(grammar), param="tools")

@@ -1,39 +1,14 @@
-"""The process that renders a template out of a model file: it reads and writes framed JSON.
-
-It is started by `sandbox.py`, bounds itself, and holds nothing but jinja2. The first frame is the
-template, every other one the variables of a rendering.
-"""
+"""What renders a template out of a model file: it runs in a worker that `sandbox.py` starts."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import resource
-import signal
-import sys
-from typing import Any, BinaryIO
+from typing import Any
 
 import jinja2
 
 from ..errors import ChatTemplateError
 from ..marks import translated
 from .environment import Environment
-
-CPU_SECONDS = 30  # of one rendering, should nobody be left to end this process
-
-
-def read_frame(stream: BinaryIO) -> Any:
-    """The next value; None at the end."""
-    head = stream.read(8)
-    if len(head) < 8:
-        return None
-    return json.loads(stream.read(int.from_bytes(head, "little")))
-
-
-def frame(value: Any) -> bytes:
-    """A value with its length before it."""
-    data = json.dumps(value).encode()
-    return len(data).to_bytes(8, "little") + data
 
 
 class Renderer:
@@ -77,34 +52,11 @@ class Renderer:
         return {"text": "".join(pieces)}
 
 
-def _bound(max_bytes: int) -> None:
-    limits = {resource.RLIMIT_AS: max_bytes, resource.RLIMIT_FSIZE: 0, resource.RLIMIT_CORE: 0}
-    for kind, most in limits.items():
-        with contextlib.suppress(ValueError, OSError):  # macOS does not know all of them
-            resource.setrlimit(kind, (most, most))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program, which ends this one
+_RENDERER = Renderer()
 
 
-def main(max_bytes: int) -> None:
-    """Renders until its input ends."""
-    reader, writer = sys.stdin.buffer, sys.stdout.buffer
-    renderer = Renderer()
-    _bound(max_bytes)
-    while (asked := read_frame(reader)) is not None:
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        soft = int(used.ru_utime + used.ru_stime) + CPU_SECONDS
-        resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.RLIM_INFINITY))
-        try:
-            answer = frame(
-                renderer.compile(asked["source"])
-                if "source" in asked
-                else renderer.render(asked["variables"], asked["symbols"], asked["max_size"])
-            )
-        except MemoryError:
-            answer = frame({"error": "the chat template needs too much memory"})
-        writer.write(answer)
-        writer.flush()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))
+def answer(asked: dict[str, Any]) -> Any:
+    """Reads the template in "source", or renders it with what else is asked."""
+    if "source" in asked:
+        return _RENDERER.compile(asked["source"])
+    return _RENDERER.render(asked["variables"], asked["symbols"], asked["max_size"])
