@@ -1,6 +1,7 @@
 /* The operations of backend.h, each a few launches. */
 #include "cuda/weights.cuh"
 
+#include "cuda/device_info.cuh"
 #include "cuda/recording.cuh"
 
 #include <math.h>
@@ -140,16 +141,16 @@ void download(dg_backend *b, void *host_data, const void *memory, uint64_t n_byt
 
 /* ---- Layers --------------------------------------------------------------------------------------------------- */
 
-ActivationKind activations_of(const dg_weight &w) { return packed_shape(w.type, w.n_rows, w.n_cols).activations; }
+ActivationKind activations_of(const DeviceWeight &w) { return packed_shape(w.type, w.n_rows, w.n_cols).activations; }
 
 /* Activations of rms(x) · norm in the kinds that the weights need. */
-PrepareTarget target_for(const Activations &x, const float *norm, const dg_weight *const *weights, int n_weights) {
+PrepareTarget target_for(const Activations &x, const float *norm, const DeviceWeight *weights, int n_weights) {
     PrepareTarget t = {norm, 1.0f, {false, false, false}, x};
-    for (int i = 0; i < n_weights; i++) t.wanted[activations_of(*weights[i])] = true;
+    for (int i = 0; i < n_weights; i++) t.wanted[activations_of(weights[i])] = true;
     return t;
 }
 
-Partials product(dg_backend *b, const dg_weight *const *weights, int n_weights, const Activations &x, int n) {
+Partials product(dg_backend *b, const DeviceWeight *weights, int n_weights, const Activations &x, int n) {
     Partials out = {b->scratch.products.partials, b->scratch.products.partials_floats, 0, 0, 0};
     matmul(b->queue, weights, n_weights, x, n, &out);
     return out;
@@ -162,18 +163,20 @@ void embed(dg_backend *b, const int32_t *host_ids, int32_t n, float *x) {
         memcpy(b->host.ids, host_ids, bytes); /* the last use of it has ended: every pass ends with `finish` */
         cudaMemcpyAsync(b->scratch.ids, b->host.ids, bytes, cudaMemcpyHostToDevice, b->queue.stream);
     }
-    embed_rows(b->queue, &b->model->token_embd, host_ids != nullptr ? b->scratch.ids : b->scratch.canvas.ids, n, x);
+    embed_rows(b->queue, b->device->weight(b->model->token_embd),
+               host_ids != nullptr ? b->scratch.ids : b->scratch.canvas.ids, n, x);
     note_failure(b, "embed");
 }
 
 void mlp(dg_backend *b, const dg_mlp *m, const float *x, int32_t n, float *out) {
     if (!usable(b)) return;
-    const dg_weight *gate_up[] = {&m->gate, &m->up}, *down[] = {&m->down};
-    PrepareTarget target = target_for(b->scratch.x, m->norm, gate_up, 2);
+    const DeviceModel &device = *b->device;
+    const DeviceWeight gate_up[] = {device.weight(m->gate), device.weight(m->up)}, down = device.weight(m->down);
+    PrepareTarget target = target_for(b->scratch.x, device.vector(m->norm), gate_up, 2);
     prepare_rows(b->queue, x, n, b->model->n_embd, true, b->model->rms_eps, &target, 1);
-    prepare_gated(b->queue, product(b, gate_up, 2, b->scratch.x, n), (int)m->gate.n_rows, activations_of(m->down),
+    prepare_gated(b->queue, product(b, gate_up, 2, b->scratch.x, n), (int)m->gate.n_rows, activations_of(down),
                   b->scratch.x);
-    sum_partials(b->queue, product(b, down, 1, b->scratch.x, n), out);
+    sum_partials(b->queue, product(b, &down, 1, b->scratch.x, n), out);
     note_failure(b, "mlp");
 }
 
@@ -187,16 +190,19 @@ void project_qkv(dg_backend *b, const dg_layer *layer, const float *x, int32_t n
                  const dg_kv *kv) {
     if (!usable(b)) return;
     const dg_model *model = b->model;
-    const dg_weight *weights[3];
+    const DeviceModel &device = *b->device;
+    DeviceWeight weights[3];
     int n_weights = 0;
-    if (q != nullptr) weights[n_weights++] = &layer->attn_q;
-    weights[n_weights++] = &layer->attn_k;
-    if (layer->attn_v.data != nullptr) weights[n_weights++] = &layer->attn_v;
-    PrepareTarget target = target_for(b->scratch.x, layer->attn_norm, weights, n_weights);
+    if (q != nullptr) weights[n_weights++] = device.weight(layer->attn_q);
+    weights[n_weights++] = device.weight(layer->attn_k);
+    if (layer->attn_v.data != nullptr) weights[n_weights++] = device.weight(layer->attn_v);
+    PrepareTarget target = target_for(b->scratch.x, device.vector(layer->attn_norm), weights, n_weights);
     prepare_rows(b->queue, x, n, model->n_embd, true, model->rms_eps, &target, 1);
     Partials projections = product(b, weights, n_weights, b->scratch.x, n);
     QkvTarget out = {layer,
-                     b->device->frequencies + (layer - model->layers) * b->device->frequency_stride,
+                     device.vector(layer->attn_q_norm),
+                     device.vector(layer->attn_k_norm),
+                     device.frequencies + layer->index * device.frequency_stride,
                      model->n_heads,
                      position,
                      model->rms_eps,
@@ -232,31 +238,29 @@ void attend_spans(dg_backend *b, const dg_layer *layer, const float *q, int32_t 
 
 void project_output(dg_backend *b, const dg_layer *layer, const float *a, int32_t n, float *x) {
     if (!usable(b)) return;
-    const dg_weight *weights[] = {&layer->attn_output};
-    PrepareTarget target = target_for(b->scratch.x, nullptr, weights, 1);
-    prepare_rows(b->queue, a, n, (int)layer->attn_output.n_cols, false, 0, &target, 1);
-    add_normed(b->queue, product(b, weights, 1, b->scratch.x, n), layer->post_attention_norm, b->model->rms_eps, x);
+    const DeviceWeight output = b->device->weight(layer->attn_output);
+    PrepareTarget target = target_for(b->scratch.x, nullptr, &output, 1);
+    prepare_rows(b->queue, a, n, (int)output.n_cols, false, 0, &target, 1);
+    add_normed(b->queue, product(b, &output, 1, b->scratch.x, n), b->device->vector(layer->post_attention_norm),
+               b->model->rms_eps, x);
     note_failure(b, "project_output");
 }
 
 void moe(dg_backend *b, const dg_moe *m, const float *x, int32_t n, float *out) {
     if (!usable(b)) return;
     const dg_model *model = b->model;
-    const dg_weight *gate[] = {m->gate_up.data != nullptr ? &m->gate_up : &m->gate};
-    dg_weight router = {};
-    router.data = m->router;
-    router.type = DG_TYPE_F32;
-    router.n_matrices = 1;
-    router.n_rows = model->n_experts;
-    router.n_cols = model->n_embd;
-    const dg_weight *routers[] = {&router};
-    PrepareTarget targets[2] = {target_for(b->scratch.x, m->norm, gate, 1),
-                                target_for(b->scratch.experts.x, m->router_scale, routers, 1)};
+    const DeviceModel &device = *b->device;
+    const bool merged = m->gate_up.data != nullptr;
+    const DeviceWeight gate = device.weight(merged ? m->gate_up : m->gate);
+    const DeviceWeight up = device.weight(merged ? m->gate_up : m->up), router = device.router(*model, *m);
+    PrepareTarget targets[2] = {target_for(b->scratch.x, device.vector(m->norm), &gate, 1),
+                                target_for(b->scratch.experts.x, device.vector(m->router_scale), &router, 1)};
     targets[1].gain = 1.0f / sqrtf((float)model->n_embd);
     prepare_rows(b->queue, x, n, model->n_embd, true, model->rms_eps, targets, 2);
     Partials logits = {b->scratch.experts.partials, b->scratch.experts.partials_floats, 0, 0, 0};
     matmul_router(b->queue, router, b->scratch.experts.x, n, &logits);
-    MoeTask task = {model, m, b->scratch.x, logits, n, b->scratch.experts.moe, out};
+    MoeTask task = {model,        gate,   up, device.weight(m->down), device.vector(m->expert_scale),
+                    b->scratch.x, logits, n,  b->scratch.experts.moe, out};
     mix_experts(b->queue, task);
     note_failure(b, "moe");
 }
@@ -264,7 +268,11 @@ void moe(dg_backend *b, const dg_moe *m, const float *x, int32_t n, float *out) 
 void combine_paths(dg_backend *b, const dg_layer *layer, float *x, const float *d, const float *e, int32_t n,
                    float scalar) {
     if (!usable(b)) return;
-    combine(b->queue, layer, x, d, e, n, b->model->n_embd, b->model->rms_eps, scalar);
+    const DeviceModel &device = *b->device;
+    combine(b->queue,
+            {x, d, e, device.vector(layer->post_mlp_norm), device.vector(layer->post_moe_norm),
+             device.vector(layer->post_ffn_norm), b->model->n_embd, b->model->rms_eps, scalar},
+            n);
     note_failure(b, "combine");
 }
 
@@ -273,12 +281,13 @@ void combine_paths(dg_backend *b, const dg_layer *layer, float *x, const float *
 /* The head's task for n rows of x; prepares their activations unless x is NULL. */
 HeadTask head_task(dg_backend *b, const float *x, int n, float *soft) {
     const dg_model *model = b->model;
+    const DeviceWeight embedding = b->device->weight(model->token_embd);
     if (x != nullptr) {
-        const dg_weight *weights[] = {&model->token_embd};
-        PrepareTarget target = target_for(b->scratch.x, model->output_norm, weights, 1);
+        PrepareTarget target = target_for(b->scratch.x, b->device->vector(model->output_norm), &embedding, 1);
         prepare_rows(b->queue, x, n, model->n_embd, true, model->rms_eps, &target, 1);
     }
-    return {model, b->scratch.x, n, b->params.soft_embedding_bound, b->scratch.head, b->scratch.canvas, soft};
+    return {model,           embedding,         b->scratch.x, n, b->params.soft_embedding_bound,
+            b->scratch.head, b->scratch.canvas, soft};
 }
 
 void logits(dg_backend *b, const float *x, int32_t n, float *host_logits) {
@@ -404,17 +413,6 @@ dg_status finish(dg_backend *b, dg_error *error) {
     return DG_OK;
 }
 
-dg_status describe_device(dg_device *device, dg_error *error) {
-    size_t free_bytes = 0, total_bytes = 0;
-    cudaDeviceProp properties;
-    cudaError_t e = cudaGetDeviceProperties(&properties, 0);
-    if (e == cudaSuccess) e = cudaMemGetInfo(&free_bytes, &total_bytes);
-    cudaGetLastError();
-    if (e != cudaSuccess) return dg_fail(error, DG_ERROR_BACKEND, "CUDA: %s", cudaGetErrorString(e));
-    *device = {free_bytes, total_bytes, properties.multiProcessorCount};
-    return DG_OK;
-}
-
 /* In the order of the struct: C++17 has no designated initialisers. */
 const dg_backend_ops kOperations = {
     describe_device, load_model,     unload_model, scratch_bytes, create,  free_backend,   allocate,
@@ -422,31 +420,6 @@ const dg_backend_ops kOperations = {
     attend_spans,    project_output, moe,          combine_paths, logits,  soft_embedding, begin_canvas,
     denoise,         begin_step,     end_step,     finish,        nullptr,
 };
-
-/* Why no device can be used, into `note`; false where one can. */
-bool find_obstacle(char *note, size_t note_size) {
-    int driver = 0, runtime = 0, n_devices = 0;
-    cudaDeviceProp properties;
-    cudaError_t e = cudaDriverGetVersion(&driver);
-    const bool no_driver = e == cudaSuccess && driver == 0;
-    if (e == cudaSuccess) e = cudaRuntimeGetVersion(&runtime);
-    if (e == cudaSuccess) e = cudaGetDeviceCount(&n_devices);
-    if (e == cudaSuccess && n_devices > 0) e = cudaGetDeviceProperties(&properties, 0);
-    cudaGetLastError();
-    if (no_driver)
-        snprintf(note, note_size, "no NVIDIA driver is installed");
-    else if (e == cudaErrorInsufficientDriver)
-        snprintf(note, note_size, "the NVIDIA driver supports CUDA %d.%d; %d.%d or later is needed: update the driver",
-                 driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
-    else if (e != cudaSuccess || n_devices == 0)
-        snprintf(note, note_size, "no GPU: %s", e != cudaSuccess ? cudaGetErrorString(e) : "none found");
-    else if (properties.major < 8)
-        snprintf(note, note_size, "%.60s has compute capability %d.%d; 8.0 (Ampere) or later is needed",
-                 properties.name, properties.major, properties.minor);
-    else
-        return false;
-    return true;
-}
 
 } // namespace
 

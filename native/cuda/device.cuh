@@ -18,6 +18,14 @@ struct Queue {
 
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+/* A matrix, or a stack of them, in device memory. */
+struct DeviceWeight {
+    const char *tiles;      /* NULL where the model has no such weight */
+    const float *scale;     /* NULL, or the multiplier of each matrix */
+    int32_t type;           /* as which it is stored: with_format */
+    int64_t n_rows, n_cols; /* of a matrix */
+};
+
 /* ---- matmul.cu ------------------------------------------------------------------------------------------------ */
 
 /* The result of one or more products side by side, as sums over splits of the columns. Whoever reads it adds them up.
@@ -39,11 +47,10 @@ static __device__ __forceinline__ float partial_sum(const Partials &p, int row, 
 
 /* out = x (n, n_cols) · weightsᵀ, for up to three weights whose results stand side by side. `x` must hold the kind of
  * activations of each weight. `out->values` and `out->capacity` are given, the rest is set. */
-void matmul(const Queue &queue, const dg_weight *const *weights, int n_weights, const Activations &x, int n,
-            Partials *out);
+void matmul(const Queue &queue, const DeviceWeight *weights, int n_weights, const Activations &x, int n, Partials *out);
 
 /* The same for the router: few rows of float32. */
-void matmul_router(const Queue &queue, const dg_weight &router, const Activations &x, int n, Partials *out);
+void matmul_router(const Queue &queue, const DeviceWeight &router, const Activations &x, int n, Partials *out);
 
 /* ---- rows.cu: operations on rows, one block each -------------------------------------------------------------- */
 
@@ -63,8 +70,9 @@ void prepare_rows(const Queue &queue, const float *x, int n, int n_cols, bool no
 void prepare_gated(const Queue &queue, const Partials &gate_up, int n_ff, ActivationKind kind, const Activations &x);
 
 struct QkvTarget {
-    const dg_layer *layer;
-    const float *frequencies; /* (n_rot / 2) */
+    const dg_layer *layer;        /* its shape */
+    const float *q_norm, *k_norm; /* (head_dim) */
+    const float *frequencies;     /* (n_rot / 2) */
     int n_heads;
     int position;
     float eps;
@@ -85,11 +93,17 @@ void add_normed(const Queue &queue, const Partials &p, const float *weight, floa
 /* x = rms(x + d), unweighted; d may be NULL. */
 void add_then_norm(const Queue &queue, float *x, const float *d, int n, int n_embd, float eps);
 
-void combine(const Queue &queue, const dg_layer *layer, float *x, const float *d, const float *e, int n, int n_embd,
-             float eps, float scalar);
+/* x = scalar · (x + rms(rms(d, d_norm) + rms(e, e_norm), norm)) */
+struct CombineTask {
+    float *x; /* (n, n_embd) */
+    const float *d, *e, *d_norm, *e_norm, *norm;
+    int n_embd;
+    float eps, scalar;
+};
+void combine(const Queue &queue, const CombineTask &task, int n);
 
 /* x (n, n_embd) = embedding[ids] · √n_embd */
-void embed_rows(const Queue &queue, const dg_weight *embedding, const int32_t *ids, int n, float *x);
+void embed_rows(const Queue &queue, const DeviceWeight &embedding, const int32_t *ids, int n, float *x);
 
 /* ---- attention.cu --------------------------------------------------------------------------------------------- */
 
@@ -114,8 +128,10 @@ void attend(const Queue &queue, const AttentionTask &task);
 /* ---- moe.cu --------------------------------------------------------------------------------------------------- */
 
 struct MoeTask {
-    const dg_model *model;
-    const dg_moe *moe;
+    const dg_model *model; /* its shape */
+    DeviceWeight gate, up; /* the same where the rows of both follow each other in one weight */
+    DeviceWeight down;
+    const float *expert_scale;
     Activations x;          /* (n, n_embd), normed for the experts */
     Partials router_logits; /* (n, n_experts) */
     int n;
@@ -128,7 +144,8 @@ void mix_experts(const Queue &queue, const MoeTask &task);
 /* ---- head.cu -------------------------------------------------------------------------------------------------- */
 
 struct HeadTask {
-    const dg_model *model;
+    const dg_model *model; /* its shape */
+    DeviceWeight embedding;
     Activations x; /* (n, n_embd), normed */
     int n;
     float bound; /* probability mass that the soft embedding may drop */

@@ -29,7 +29,8 @@ uint64_t dg_cuda_matrix_bytes(int32_t type, int64_t n_rows, int64_t n_cols) {
     dg_cuda_tile tile;
     if (!dg_cuda_tile_of(type, &tile)) return 0;
     const int64_t tiles = ceil_div(n_cols, tile.n_cols);
-    return (uint64_t)(ceil_div(n_rows, kTileRows) * (tiles * tile.bytes + ceil_div(tiles, 4) * tile.header_bytes));
+    return (uint64_t)(ceil_div(n_rows, DG_CUDA_TILE_ROWS) *
+                      (tiles * tile.bytes + ceil_div(tiles, 4) * tile.header_bytes));
 }
 
 static void add(dg_cuda_weights *plan, dg_cuda_item item) {
@@ -39,67 +40,70 @@ static void add(dg_cuda_weights *plan, dg_cuda_item item) {
     plan->n++;
 }
 
-static void add_matrix(dg_cuda_weights *plan, const char *what, const void **pointer, int32_t type, int64_t n_matrices,
-                       int64_t n_rows, int64_t n_cols, uint64_t matrix_bytes) {
-    uint64_t bytes = dg_cuda_matrix_bytes(type, n_rows, n_cols) * (uint64_t)n_matrices;
-    add(plan, (dg_cuda_item){pointer, type, n_matrices, n_rows, n_cols, matrix_bytes / (uint64_t)n_rows, matrix_bytes,
-                             0, bytes, what});
+static void add_matrix(dg_cuda_weights *plan, const char *what, const void *source, int32_t type, int32_t stored_type,
+                       int64_t n_matrices, int64_t n_rows, int64_t n_cols, uint64_t matrix_bytes) {
+    uint64_t bytes = dg_cuda_matrix_bytes(stored_type, n_rows, n_cols) * (uint64_t)n_matrices;
+    add(plan, (dg_cuda_item){source, type, stored_type, n_matrices, n_rows, n_cols, matrix_bytes / (uint64_t)n_rows,
+                             matrix_bytes, 0, bytes, what});
 }
 
-static void add_vector(dg_cuda_weights *plan, const float **pointer, int64_t n) {
-    if (*pointer == NULL) return;
+static void add_vector(dg_cuda_weights *plan, const float *source, int64_t n) {
+    if (source == NULL) return;
     uint64_t bytes = (uint64_t)n * sizeof(float);
-    add(plan, (dg_cuda_item){(const void **)pointer, DG_TYPE_F32, 1, 1, n, 0, bytes, 0, bytes, "a vector"});
+    add(plan, (dg_cuda_item){source, DG_TYPE_F32, DG_TYPE_F32, 1, 1, n, 0, bytes, 0, bytes, "a vector"});
 }
 
-static void add_weight(dg_cuda_weights *plan, const char *what, dg_weight *w) {
+/* `fp4`: the weight may be stored for the units that multiply FP4. */
+static void add_weight(dg_cuda_weights *plan, const char *what, const dg_weight *w, bool fp4) {
     if (w->data == NULL) return;
-    add_matrix(plan, what, &w->data, w->type, w->n_matrices, w->n_rows, w->n_cols, w->matrix_bytes);
-    add_vector(plan, &w->scale, w->n_matrices);
+    const int32_t stored = fp4 && w->type == DG_TYPE_NVFP4 ? DG_CUDA_TYPE_FP4 : w->type;
+    add_matrix(plan, what, w->data, w->type, stored, w->n_matrices, w->n_rows, w->n_cols, w->matrix_bytes);
+    add_vector(plan, w->scale, w->n_matrices);
 }
 
-static void add_mlp(dg_cuda_weights *plan, dg_mlp *m, int64_t n_embd) {
-    add_vector(plan, &m->norm, n_embd);
-    add_weight(plan, "the gate of an MLP", &m->gate);
-    add_weight(plan, "the up projection of an MLP", &m->up);
-    add_weight(plan, "the down projection of an MLP", &m->down);
+static void add_mlp(dg_cuda_weights *plan, const dg_mlp *m, int64_t n_embd) {
+    add_vector(plan, m->norm, n_embd);
+    add_weight(plan, "the gate of an MLP", &m->gate, plan->fp4);
+    add_weight(plan, "the up projection of an MLP", &m->up, plan->fp4);
+    add_weight(plan, "the down projection of an MLP", &m->down, plan->fp4);
 }
 
-static void add_moe(dg_cuda_weights *plan, const dg_model *model, dg_moe *moe) {
-    add_matrix(plan, "the router", (const void **)&moe->router, DG_TYPE_F32, 1, model->n_experts, model->n_embd,
+/* The rows for down are quantized before their largest value is known, which two FP4 terms need (formats/fp4.cuh). */
+static void add_moe(dg_cuda_weights *plan, const dg_model *model, const dg_moe *moe) {
+    add_matrix(plan, "the router", moe->router, DG_TYPE_F32, DG_TYPE_F32, 1, model->n_experts, model->n_embd,
                (uint64_t)model->n_experts * (uint64_t)model->n_embd * sizeof(float));
-    add_vector(plan, &moe->router_scale, model->n_embd);
-    add_vector(plan, &moe->norm, model->n_embd);
-    add_weight(plan, "the experts' gates and up projections", &moe->gate_up);
-    add_weight(plan, "the experts' gates", &moe->gate);
-    add_weight(plan, "the experts' up projections", &moe->up);
-    add_weight(plan, "the experts' down projections", &moe->down);
-    add_vector(plan, &moe->expert_scale, model->n_experts);
+    add_vector(plan, moe->router_scale, model->n_embd);
+    add_vector(plan, moe->norm, model->n_embd);
+    add_weight(plan, "the experts' gates and up projections", &moe->gate_up, plan->fp4);
+    add_weight(plan, "the experts' gates", &moe->gate, plan->fp4);
+    add_weight(plan, "the experts' up projections", &moe->up, plan->fp4);
+    add_weight(plan, "the experts' down projections", &moe->down, false);
+    add_vector(plan, moe->expert_scale, model->n_experts);
 }
 
-static void add_layer(dg_cuda_weights *plan, const dg_model *model, dg_layer *layer) {
+static void add_layer(dg_cuda_weights *plan, const dg_model *model, const dg_layer *layer) {
     const int64_t n_embd = model->n_embd;
-    add_vector(plan, &layer->attn_norm, n_embd);
-    add_weight(plan, "attn_q", &layer->attn_q);
-    add_weight(plan, "attn_k", &layer->attn_k);
-    add_weight(plan, "attn_v", &layer->attn_v);
-    add_vector(plan, &layer->attn_q_norm, layer->head_dim);
-    add_vector(plan, &layer->attn_k_norm, layer->head_dim);
-    add_weight(plan, "attn_output", &layer->attn_output);
-    add_vector(plan, &layer->post_attention_norm, n_embd);
+    add_vector(plan, layer->attn_norm, n_embd);
+    add_weight(plan, "attn_q", &layer->attn_q, plan->fp4);
+    add_weight(plan, "attn_k", &layer->attn_k, plan->fp4);
+    add_weight(plan, "attn_v", &layer->attn_v, plan->fp4);
+    add_vector(plan, layer->attn_q_norm, layer->head_dim);
+    add_vector(plan, layer->attn_k_norm, layer->head_dim);
+    add_weight(plan, "attn_output", &layer->attn_output, plan->fp4);
+    add_vector(plan, layer->post_attention_norm, n_embd);
     add_mlp(plan, &layer->mlp, n_embd);
     if (!layer->moe.on_cpu) add_moe(plan, model, &layer->moe);
-    add_vector(plan, &layer->post_mlp_norm, n_embd);
-    add_vector(plan, &layer->post_moe_norm, n_embd);
-    add_vector(plan, &layer->post_ffn_norm, n_embd);
+    add_vector(plan, layer->post_mlp_norm, n_embd);
+    add_vector(plan, layer->post_moe_norm, n_embd);
+    add_vector(plan, layer->post_ffn_norm, n_embd);
 }
 
-static void add_model(dg_cuda_weights *plan, dg_model *model) {
+static void add_model(dg_cuda_weights *plan, const dg_model *model) {
     int32_t n_rot = 0;
     plan->n = 0;
     plan->bytes = 0;
-    add_weight(plan, "token_embd", &model->token_embd);
-    add_vector(plan, &model->output_norm, model->n_embd);
+    add_weight(plan, "token_embd", &model->token_embd, false); /* also read row by row */
+    add_vector(plan, model->output_norm, model->n_embd);
     add_mlp(plan, &model->self_conditioning, model->n_embd);
     for (int32_t i = 0; i < model->n_layers; i++) {
         if (!model->layers[i].on_cpu) add_layer(plan, model, &model->layers[i]);
@@ -110,14 +114,14 @@ static void add_model(dg_cuda_weights *plan, dg_model *model) {
     plan->bytes += align_up((uint64_t)model->n_layers * (uint64_t)plan->frequency_stride * sizeof(float));
 }
 
-uint64_t dg_cuda_weight_bytes(dg_model *model) {
+uint64_t dg_cuda_weight_bytes(const dg_model *model) {
     dg_cuda_weights plan = {0};
     add_model(&plan, model);
     return plan.bytes;
 }
 
-dg_status dg_cuda_plan_weights(dg_model *model, dg_cuda_weights *plan, dg_error *error) {
-    *plan = (dg_cuda_weights){0};
+dg_status dg_cuda_plan_weights(const dg_model *model, bool fp4, dg_cuda_weights *plan, dg_error *error) {
+    *plan = (dg_cuda_weights){.fp4 = fp4};
     add_model(plan, model); /* counts */
     plan->items = calloc((size_t)plan->n, sizeof *plan->items);
     if (plan->items == NULL) return dg_fail(error, DG_ERROR_OUT_OF_MEMORY, "no memory to plan the weights on the GPU");
@@ -158,8 +162,8 @@ static void need(kinds *k, const dg_weight *w) {
     const bool is_float = DG_CUDA_IS_FLOAT(w->type);
     k->floats |= is_float;
     k->int8 |= !is_float;
-    /* Only loading decides which of the two NVFP4 will be. */
-    k->terms |= w->type == DG_TYPE_NVFP4 || w->type == DG_CUDA_TYPE_FP4;
+    /* Only loading decides whether it is stored for FP4 units. */
+    k->terms |= w->type == DG_TYPE_NVFP4;
 }
 
 static void need_mlp(kinds *k, const dg_mlp *m) {
@@ -168,9 +172,9 @@ static void need_mlp(kinds *k, const dg_mlp *m) {
     need(k, &m->down);
 }
 
-static Activations carve_activations(carving *c, kinds wanted, int64_t n_rows, int64_t n_cols) {
+static dg_cuda_activations carve_activations(carving *c, kinds wanted, int64_t n_rows, int64_t n_cols) {
     const int64_t k_tiles = ceil_div(n_cols, 64);
-    Activations x = {0};
+    dg_cuda_activations x = {0};
     if (wanted.int8) {
         x.codes = carve(c, n_rows * k_tiles * 64, 1);
         x.scales = carve_floats(c, n_rows * k_tiles * 2);
@@ -188,11 +192,11 @@ static Activations carve_activations(carving *c, kinds wanted, int64_t n_rows, i
 int64_t dg_cuda_moe_work_entries(const dg_model *model, int64_t n) {
     int64_t choices = n * model->n_experts_used;
     int64_t started = choices < model->n_experts ? choices : model->n_experts;
-    return started + choices / kWorkTokens;
+    return started + choices / DG_CUDA_WORK_TOKENS;
 }
 
 /* `hidden`: kinds that the down projections need. */
-static void carve_moe(carving *c, const dg_model *model, kinds hidden, int64_t rows, MoeScratch *moe) {
+static void carve_moe(carving *c, const dg_model *model, kinds hidden, int64_t rows, dg_cuda_moe_scratch *moe) {
     const int64_t choices = rows * model->n_experts_used;
     moe->ids = carve_ints(c, choices);
     moe->shares = carve_floats(c, choices);
@@ -203,17 +207,17 @@ static void carve_moe(carving *c, const dg_model *model, kinds hidden, int64_t r
     moe->out = carve_floats(c, choices * model->n_embd);
 }
 
-static void carve_head(carving *c, const dg_model *model, int64_t n, HeadScratch *head) {
-    head->rows = carve(c, n, sizeof(HeadRow));
-    head->look_weights = carve_floats(c, n * kMaxLooks * kVocabularyTile);
-    head->any_dense = carve_ints(c, ceil_div(n, kSoftTokens));
-    head->soft_sums = carve_floats(c, kSoftSplits * n * model->n_embd);
+static void carve_head(carving *c, const dg_model *model, int64_t n, dg_cuda_head_scratch *head) {
+    head->rows = carve(c, n, sizeof(dg_cuda_head_row));
+    head->look_weights = carve_floats(c, n * DG_CUDA_MAX_LOOKS * DG_CUDA_VOCABULARY_TILE);
+    head->any_dense = carve_ints(c, ceil_div(n, DG_CUDA_SOFT_TOKENS));
+    head->soft_sums = carve_floats(c, DG_CUDA_SOFT_SPLITS * n * model->n_embd);
     /* The dense soft embedding begins when the draw has read the statistics. */
     const uint64_t place = c->offset;
     uint64_t end = place;
-    head->statistics = carve(c, n * ceil_div(model->n_vocab, kVocabularyTile), sizeof(float4));
+    head->statistics = carve(c, n * ceil_div(model->n_vocab, DG_CUDA_VOCABULARY_TILE), 4 * sizeof(float));
     share(c, place, &end);
-    head->chunk = carve(c, n * kVocabularyChunk, sizeof(uint16_t));
+    head->chunk = carve(c, n * DG_CUDA_VOCABULARY_CHUNK, sizeof(uint16_t));
     share(c, place, &end);
     c->offset = end;
 }
@@ -249,7 +253,7 @@ uint64_t dg_cuda_lay_out_scratch(const dg_backend_params *params, int32_t n_mult
         if (layer->on_cpu) continue;
         heads = max_i64(heads, (int64_t)model->n_heads * layer->head_dim);
         qkv = max_i64(qkv, layer->attn_q.n_rows + layer->attn_k.n_rows + layer->attn_v.n_rows);
-        attention = max_i64(attention, kAttentionPartials * rows * model->n_heads * (layer->head_dim + 2));
+        attention = max_i64(attention, DG_CUDA_ATTENTION_PARTIALS * rows * model->n_heads * (layer->head_dim + 2));
         need(&x, &layer->attn_q);
         need(&x, &layer->attn_k);
         need(&x, &layer->attn_v);
@@ -264,7 +268,7 @@ uint64_t dg_cuda_lay_out_scratch(const dg_backend_params *params, int32_t n_mult
     }
     const int64_t results = max_i64(max_i64(qkv, model->n_embd), 2 * model->n_ff);
     /* Where a product is split over columns, the blocks never exceed two waves; see matmul.cu. */
-    const int64_t split = (int64_t)2 * n_multiprocessors * kProductRows * kProductTokens;
+    const int64_t split = (int64_t)2 * n_multiprocessors * DG_CUDA_PRODUCT_ROWS * DG_CUDA_PRODUCT_TOKENS;
     const int64_t logits = rows * model->n_experts;
 
     carving c = {base, 0};
@@ -284,7 +288,8 @@ uint64_t dg_cuda_lay_out_scratch(const dg_backend_params *params, int32_t n_mult
     share(&c, place, &end);
     if (experts) {
         s->experts.x = carve_activations(&c, router, rows, model->n_embd);
-        s->experts.partials_floats = max_i64(logits, split < kProductSplits * logits ? split : kProductSplits * logits);
+        s->experts.partials_floats =
+            max_i64(logits, split < DG_CUDA_PRODUCT_SPLITS * logits ? split : DG_CUDA_PRODUCT_SPLITS * logits);
         s->experts.partials = carve_floats(&c, s->experts.partials_floats);
         carve_moe(&c, model, hidden, rows, &s->experts.moe);
     }

@@ -7,34 +7,30 @@
 
 #ifdef __cplusplus
 #include <atomic> /* before model.h, which is C inside of the block below */
-#define DG_CONSTANT(name, value) constexpr int name = value
 extern "C" {
-#else
-#define DG_CONSTANT(name, value) enum { name = value }
-typedef struct float4 {
-    float x, y, z, w;
-} float4; /* CUDA's */
 #endif
 
 #include "device/backend.h"
 
-DG_CONSTANT(kTileRows, 16);    /* of a tile of weights */
-DG_CONSTANT(kProductRows, 64); /* of a block of a dense product: matmul.cuh */
-DG_CONSTANT(kProductTokens, 128);
-DG_CONSTANT(kProductSplits, 8);       /* most shares of the columns, of a dense product */
-DG_CONSTANT(kAttentionPartials, 2);   /* shares of the keys, of whose results all rows' fit into the scratch */
-DG_CONSTANT(kWorkTokens, 32);         /* of a block of an expert's product */
-DG_CONSTANT(kMaxLooks, 32);           /* vocabulary tiles that a narrow distribution may lie in */
-DG_CONSTANT(kVocabularyTile, 64);     /* tokens */
-DG_CONSTANT(kVocabularyChunk, 65536); /* tokens that the dense soft embedding takes at a time */
-DG_CONSTANT(kMaxRowColumns, 8192);    /* of a row that is normed or prepared for a product: rows.cuh */
-DG_CONSTANT(kMaxCanvas, 2048);        /* tokens, of which one block settles all */
-DG_CONSTANT(kSoftSplits, 3);
-DG_CONSTANT(kSoftTokens, 128); /* of a block of the dense soft embedding */
+enum {
+    DG_CUDA_TILE_ROWS = 16,    /* of a tile of weights */
+    DG_CUDA_PRODUCT_ROWS = 64, /* of a block of a dense product: matmul.cuh */
+    DG_CUDA_PRODUCT_TOKENS = 128,
+    DG_CUDA_PRODUCT_SPLITS = 8,       /* most shares of the columns, of a dense product */
+    DG_CUDA_ATTENTION_PARTIALS = 2,   /* shares of the keys, of whose results all rows' fit into the scratch */
+    DG_CUDA_WORK_TOKENS = 32,         /* of a block of an expert's product */
+    DG_CUDA_MAX_LOOKS = 32,           /* vocabulary tiles that a narrow distribution may lie in */
+    DG_CUDA_VOCABULARY_TILE = 64,     /* tokens */
+    DG_CUDA_VOCABULARY_CHUNK = 65536, /* tokens that the dense soft embedding takes at a time */
+    DG_CUDA_MAX_ROW_COLUMNS = 8192,   /* of a row that is normed or prepared for a product: rows.cuh */
+    DG_CUDA_MAX_CANVAS = 2048,        /* tokens, of which one block settles all */
+    DG_CUDA_SOFT_SPLITS = 3,
+    DG_CUDA_SOFT_TOKENS = 128, /* of a block of the dense soft embedding */
+};
 
 /* ---- Weights -------------------------------------------------------------------------------------------------- */
 
-/* What stands in dg_weight.type for NVFP4 that lies in device memory as the matrix units of sm_120 and sm_121 read it.
+/* NVFP4 in device memory as the matrix units of sm_120 and sm_121 read it: a type of the backend's own, beside dg_type.
  */
 #define DG_CUDA_TYPE_FP4 (1 << 16 | DG_TYPE_NVFP4)
 
@@ -61,7 +57,7 @@ DG_CONSTANT(kSoftTokens, 128); /* of a block of the dense soft embedding */
 /* Whether weights of a type meet activations in floats. */
 #define DG_CUDA_IS_FLOAT(type) ((type) == DG_TYPE_F16 || (type) == DG_TYPE_BF16 || (type) == DG_TYPE_F32)
 
-/* A tile of formats.cuh: kTileRows × n_cols values. */
+/* A tile of formats.cuh: DG_CUDA_TILE_ROWS × n_cols values. */
 typedef struct dg_cuda_tile {
     int32_t n_cols;
     int32_t bytes, header_bytes;
@@ -73,10 +69,11 @@ bool dg_cuda_tile_of(int32_t type, dg_cuda_tile *tile);
 /* Bytes of a matrix in tiles; 0 where there are no kernels for its type. */
 uint64_t dg_cuda_matrix_bytes(int32_t type, int64_t n_rows, int64_t n_cols);
 
-/* One thing to be uploaded, and the pointer that will name it. */
+/* One thing to be uploaded. */
 typedef struct dg_cuda_item {
-    const void **pointer;
-    int32_t type;
+    const void *source;  /* in the mapped file */
+    int32_t type;        /* there */
+    int32_t stored_type; /* in device memory: DG_CUDA_TYPE_FP4, or the same */
     int64_t n_matrices, n_rows, n_cols;
     uint64_t row_bytes; /* in the file; 0: a vector of n_cols floats, copied as it is */
     uint64_t matrix_bytes;
@@ -90,13 +87,13 @@ typedef struct dg_cuda_weights {
     uint64_t frequencies; /* offset in the arena: (n_layers, frequency_stride) floats, of the rotation */
     int32_t frequency_stride;
     uint64_t bytes; /* of the arena */
+    bool fp4;       /* the device multiplies FP4 */
 } dg_cuda_weights;
 
-/* Plans the arena of everything in `model` that is not marked on_cpu. The pointers named are those of `model` and its
- * layers, which may be copies of the model's own. */
-dg_status dg_cuda_plan_weights(dg_model *model, dg_cuda_weights *plan, dg_error *error);
+/* Plans the arena of everything in `model` that is not marked on_cpu. `fp4`: whether the device multiplies FP4. */
+dg_status dg_cuda_plan_weights(const dg_model *model, bool fp4, dg_cuda_weights *plan, dg_error *error);
 /* The arena's bytes alone. */
-uint64_t dg_cuda_weight_bytes(dg_model *model);
+uint64_t dg_cuda_weight_bytes(const dg_model *model);
 
 /* While weights are loaded: two buffers on the device through which they come. Gone before a session is created. */
 #define DG_CUDA_STAGING_BYTES (UINT64_C(32) << 20)
@@ -105,7 +102,7 @@ uint64_t dg_cuda_weight_bytes(dg_model *model);
 
 /* Rows of activations as the products read them, for one kind of weights or another: formats.cuh. NULL where no weight
  * has the kind. */
-typedef struct Activations {
+typedef struct dg_cuda_activations {
     int8_t *codes;           /* (n, k_tiles, 2, 32) */
     float *scales;           /* (n, k_tiles, 2) */
     float *sums;             /* (n, k_tiles, 2) scale · Σ codes: what a weight's minimum is multiplied by */
@@ -113,36 +110,36 @@ typedef struct Activations {
     uint8_t *terms;          /* (n, k_tiles, 2, 32) */
     uint32_t *term_scales;   /* (n, k_tiles, 2) */
     float *term_multipliers; /* (n) what a row's products are to be multiplied by */
-} Activations;
+} dg_cuda_activations;
 
-typedef struct MoeScratch {
-    int32_t *ids;         /* (n, n_used) the chosen experts of each token */
-    float *shares;        /* (n, n_used) */
-    int32_t *slots;       /* (n, n_used) where in the sorted order a choice stands */
-    int32_t *slot_tokens; /* (n · n_used) whose choice stands there */
-    int32_t *work;        /* (max_tiles, 3): expert, first slot, number of slots; then the number of entries */
-    Activations hidden;   /* (n · n_used, n_ff) */
-    float *out;           /* (n · n_used, n_embd) */
-} MoeScratch;
+typedef struct dg_cuda_moe_scratch {
+    int32_t *ids;               /* (n, n_used) the chosen experts of each token */
+    float *shares;              /* (n, n_used) */
+    int32_t *slots;             /* (n, n_used) where in the sorted order a choice stands */
+    int32_t *slot_tokens;       /* (n · n_used) whose choice stands there */
+    int32_t *work;              /* (max_tiles, 3): expert, first slot, number of slots; then the number of entries */
+    dg_cuda_activations hidden; /* (n · n_used, n_ff) */
+    float *out;                 /* (n · n_used, n_embd) */
+} dg_cuda_moe_scratch;
 
 /* Of one token's distribution softmax(z). */
-typedef struct HeadRow {
+typedef struct dg_cuda_head_row {
     float maximum;    /* of z */
     float normaliser; /* Σ exp(z − maximum) */
     int32_t tile;     /* the vocabulary tile of the draw */
     float remainder;  /* what of the draw's running sum, in units of the normaliser, falls into that tile */
     int32_t n_looks;  /* tiles that the soft embedding looks into; −1: all, densely */
-    int32_t looks[kMaxLooks];
-} HeadRow;
+    int32_t looks[DG_CUDA_MAX_LOOKS];
+} dg_cuda_head_row;
 
-typedef struct HeadScratch {
-    float4 *statistics;  /* (n, n_tiles): of each vocabulary tile; see head.cu. In the place of `chunk` */
-    HeadRow *rows;       /* (n) */
-    float *look_weights; /* (n, kMaxLooks, kVocabularyTile) probabilities */
-    int32_t *any_dense;  /* (n / kSoftTokens) whether a token of the block needs the dense form */
-    uint16_t *chunk;     /* (n, kVocabularyChunk) float16; see soften.cu */
-    float *soft_sums;    /* (kSoftSplits, n, n_embd) */
-} HeadScratch;
+typedef struct dg_cuda_head_scratch {
+    float *statistics;      /* (n, n_tiles, 4): of each vocabulary tile; see head.cu. In the place of `chunk` */
+    dg_cuda_head_row *rows; /* (n) */
+    float *look_weights;    /* (n, DG_CUDA_MAX_LOOKS, DG_CUDA_VOCABULARY_TILE) probabilities */
+    int32_t *any_dense;     /* (n / DG_CUDA_SOFT_TOKENS) whether a token of the block needs the dense form */
+    uint16_t *chunk;        /* (n, DG_CUDA_VOCABULARY_CHUNK) float16; see soften.cu */
+    float *soft_sums;       /* (DG_CUDA_SOFT_SPLITS, n, n_embd) */
+} dg_cuda_head_scratch;
 
 /* A canvas under way. One copy brings all that begins with it, from `rules` to `entropies`; another fetches what a step
  * has made of it, from `progress` on. On the host these are in pinned memory, laid out in the same way. */
@@ -159,8 +156,8 @@ typedef struct dg_cuda_canvas {
 } dg_cuda_canvas;
 
 typedef struct dg_cuda_scratch {
-    int32_t *ids;  /* (max_rows) */
-    Activations x; /* (max_rows, widest input of a product) */
+    int32_t *ids;          /* (max_rows) */
+    dg_cuda_activations x; /* (max_rows, widest input of a product) */
     dg_cuda_canvas canvas;
     /* No operation uses two of the following: they lie in the same place. */
     struct {
@@ -171,13 +168,13 @@ typedef struct dg_cuda_scratch {
         float *partials; /* (partials_floats) */
         int64_t partials_floats;
     } attention;
-    struct {             /* NULL where every expert is on the CPU */
-        Activations x;   /* (max_rows, n_embd) of the router */
-        float *partials; /* (partials_floats) of its logits */
+    struct {                   /* NULL where every expert is on the CPU */
+        dg_cuda_activations x; /* (max_rows, n_embd) of the router */
+        float *partials;       /* (partials_floats) of its logits */
         int64_t partials_floats;
-        MoeScratch moe;
+        dg_cuda_moe_scratch moe;
     } experts;
-    HeadScratch head;
+    dg_cuda_head_scratch head;
 } dg_cuda_scratch;
 
 /* Divides the memory at `base` among the fields of `scratch`; with base NULL it only counts. Returns the bytes in all.

@@ -23,26 +23,6 @@ struct Plan : dg_cuda_weights {
     const dg_cuda_item *end() const { return items + n; }
 };
 
-/* NVFP4 for the matrix units that multiply it. The embedding is also read row by row, and rows for the down projections
- * of the experts are quantized before their maximum is known (format_fp4.cuh needs it): both stay as they are. */
-void choose_fp4(dg_model *model) {
-    auto choose = [](dg_weight *w) {
-        if (w->type == DG_TYPE_NVFP4) w->type = DG_CUDA_TYPE_FP4;
-    };
-    auto choose_mlp = [&](dg_mlp *m) {
-        for (dg_weight *w : {&m->gate, &m->up, &m->down}) choose(w);
-    };
-    choose_mlp(&model->self_conditioning);
-    for (int32_t i = 0; i < model->n_layers; i++) {
-        dg_layer *l = &model->layers[i];
-        if (l->on_cpu) continue;
-        for (dg_weight *w : {&l->attn_q, &l->attn_k, &l->attn_v, &l->attn_output}) choose(w);
-        choose_mlp(&l->mlp);
-        if (l->moe.on_cpu) continue;
-        for (dg_weight *w : {&l->moe.gate_up, &l->moe.gate, &l->moe.up}) choose(w);
-    }
-}
-
 /* Types that the CPU runs and this backend does not. */
 const char *name_of(int32_t type) {
     switch (type) {
@@ -64,7 +44,7 @@ const char *name_of(int32_t type) {
 /* What the kernels cannot do is refused before anything is allocated. */
 dg_status check(const dg_model *model, const Plan &plan, dg_error *error) {
     for (const dg_cuda_item &item : plan)
-        if (item.row_bytes > 0 && !packed_shape(item.type, item.n_rows, item.n_cols).known)
+        if (item.row_bytes > 0 && !packed_shape(item.stored_type, item.n_rows, item.n_cols).known)
             return dg_fail(
                 error, DG_ERROR_BACKEND,
                 "the CUDA backend does not run tensor type %s (%d, of %s): use the CPU, or a file in q4_0, q4_1, "
@@ -163,7 +143,7 @@ dg_status upload_failure(cudaError_t e, dg_error *error) {
 }
 
 dg_status upload(const dg_cuda_item &item, char *arena, Staging *staging, Progress *progress, dg_error *error) {
-    const char *source = (const char *)*item.pointer;
+    const char *source = (const char *)item.source;
     char *target = arena + item.offset;
     if (item.row_bytes == 0) {
         for (uint64_t done = 0; done < item.bytes; done += DG_CUDA_STAGING_BYTES) {
@@ -175,7 +155,7 @@ dg_status upload(const dg_cuda_item &item, char *arena, Staging *staging, Progre
         }
         return progress->report(item.bytes, error);
     }
-    PackedShape shape = packed_shape(item.type, item.n_rows, item.n_cols);
+    PackedShape shape = packed_shape(item.stored_type, item.n_rows, item.n_cols);
     int64_t rows_at_once =
         std::max((int64_t)(DG_CUDA_STAGING_BYTES / item.row_bytes) / kTileRows, (int64_t)1) * kTileRows;
     for (int64_t matrix = 0; matrix < item.n_matrices; matrix++)
@@ -185,7 +165,7 @@ dg_status upload(const dg_cuda_item &item, char *arena, Staging *staging, Progre
             cudaError_t e =
                 staging->send(source + (uint64_t)matrix * item.matrix_bytes + (uint64_t)row * item.row_bytes, bytes,
                               [&](const uint8_t *raw) {
-                                  pack_rows(item.type, raw, item.row_bytes, n_rows, item.n_cols,
+                                  pack_rows(item.stored_type, raw, item.row_bytes, n_rows, item.n_cols,
                                             target + (uint64_t)matrix * shape.bytes +
                                                 (uint64_t)(row / kTileRows) * shape.row_tile_bytes,
                                             staging->stream);
@@ -223,7 +203,7 @@ dg_status fill(const Plan &plan, const std::vector<float> &frequencies, const dg
         progress.all += item.row_bytes == 0 ? item.bytes : item.matrix_bytes * (uint64_t)item.n_matrices;
     for (const dg_cuda_item &item : plan) {
         DG_TRY(upload(item, device->arena, staging, &progress, error));
-        *item.pointer = device->arena + item.offset;
+        device->places[item.source] = {device->arena + item.offset, item.stored_type};
     }
     float *target = (float *)(device->arena + plan.frequencies);
     device->frequencies = target;
@@ -235,19 +215,8 @@ dg_status fill(const Plan &plan, const std::vector<float> &frequencies, const dg
 }
 
 dg_status load(dg_model *model, const dg_model_params *params, dg_error *error) {
-    /* The new pointers are made in copies, so that the model stays whole if anything fails. */
-    dg_model moved = {};
-    moved.n_layers = model->n_layers;
-    moved.n_embd = model->n_embd;
-    moved.n_experts = model->n_experts;
-    moved.token_embd = model->token_embd;
-    moved.output_norm = model->output_norm;
-    moved.self_conditioning = model->self_conditioning;
-    std::vector<dg_layer> layers(model->layers, model->layers + model->n_layers);
-    moved.layers = layers.data();
-    if (has_fp4_mma()) choose_fp4(&moved);
     Plan plan;
-    DG_TRY(dg_cuda_plan_weights(&moved, &plan, error));
+    DG_TRY(dg_cuda_plan_weights(model, has_fp4_mma(), &plan, error));
     DG_TRY(check(model, plan, error));
 
     std::vector<float> frequencies = rotation_frequencies(model, plan.frequency_stride);
@@ -272,10 +241,6 @@ dg_status load(dg_model *model, const dg_model_params *params, dg_error *error) 
     if (e != cudaSuccess) return dg_fail(error, DG_ERROR_BACKEND, "CUDA: %s", cudaGetErrorString(e));
     DG_TRY(fill(plan, frequencies, params, device, &staging, error));
 
-    model->token_embd = moved.token_embd;
-    model->output_norm = moved.output_norm;
-    model->self_conditioning = moved.self_conditioning;
-    std::copy(layers.begin(), layers.end(), model->layers);
     model->backend_data = device;
     guard.device = nullptr;
     snprintf(model->backend_name, sizeof model->backend_name, "cuda (%.60s, sm_%d%d)", properties.name,

@@ -70,9 +70,9 @@ struct dg_backend_ops {
     /* What the device has at this moment. NULL on the CPU. */
     dg_status (*describe_device)(dg_device *device, dg_error *error);
 
-    /* Moves the weights of a model that has just been bound to the device: afterwards every weight and float vector of
-     * `model` that is not marked on_cpu is the device's. On failure the model is as before. NULL where operations read
-     * the mapped file. */
+    /* Brings every weight and float vector of `model` that is not marked on_cpu to the device. The model goes on naming
+     * the mapped file; what the device has made of it is found through model->backend_data. On failure the model is as
+     * before. NULL where operations read the mapped file. */
     dg_status (*load_model)(dg_model *model, const dg_model_params *params, dg_error *error);
     void (*unload_model)(dg_model *model);
 

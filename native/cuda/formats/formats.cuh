@@ -20,6 +20,25 @@
 
 #include "cuda/layout.h"
 
+/* What layout.h, which C reads as well, names with a prefix. */
+constexpr int kTileRows = DG_CUDA_TILE_ROWS;
+constexpr int kProductRows = DG_CUDA_PRODUCT_ROWS;
+constexpr int kProductTokens = DG_CUDA_PRODUCT_TOKENS;
+constexpr int kProductSplits = DG_CUDA_PRODUCT_SPLITS;
+constexpr int kAttentionPartials = DG_CUDA_ATTENTION_PARTIALS;
+constexpr int kWorkTokens = DG_CUDA_WORK_TOKENS;
+constexpr int kMaxLooks = DG_CUDA_MAX_LOOKS;
+constexpr int kVocabularyTile = DG_CUDA_VOCABULARY_TILE;
+constexpr int kVocabularyChunk = DG_CUDA_VOCABULARY_CHUNK;
+constexpr int kMaxRowColumns = DG_CUDA_MAX_ROW_COLUMNS;
+constexpr int kMaxCanvas = DG_CUDA_MAX_CANVAS;
+constexpr int kSoftSplits = DG_CUDA_SOFT_SPLITS;
+constexpr int kSoftTokens = DG_CUDA_SOFT_TOKENS;
+using Activations = dg_cuda_activations;
+using MoeScratch = dg_cuda_moe_scratch;
+using HeadRow = dg_cuda_head_row;
+using HeadScratch = dg_cuda_head_scratch;
+
 /* Rows of activations as the products read them. Columns are padded with zeros to whole tiles. Every kind has 64 bytes
  * for each tile of columns, in two blocks of 32 bytes; lane t reads bytes 8·t … 8·t + 7 of a block. */
 enum ActivationKind {
@@ -27,7 +46,6 @@ enum ActivationKind {
     kFp4Terms, /* see format_fp4.cuh */
     kFloats    /* float32, tiles of 16 columns: float 2·t + h of block b is column 8·b + 4·h + t */
 };
-/* struct Activations is in layout.h. */
 
 static __device__ __forceinline__ int code_position(int column) {
     return column / 32 * 32 + column % 16 / 4 * 8 + column % 32 / 16 * 4 + column % 4;

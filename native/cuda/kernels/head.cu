@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(DenseProduct<F>::kThreads, kDenseBlocks<F>) st
             } else {
                 a.y += b.y; /* nothing, or a NaN to be carried on */
             }
-            p.scratch.statistics[(token0 + token) * n_tiles + tile] = a;
+            reinterpret_cast<float4 *>(p.scratch.statistics)[(token0 + token) * n_tiles + tile] = a;
         }
 }
 
@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(kDrawThreads) draw_kernel(HeadParams p, int n_
     float *largests = reinterpret_cast<float *>(wheres + kDrawThreads); /* (kDrawThreads) */
     float *shares = largests + kDrawThreads;                            /* (n_tiles) */
     const int token = (int)blockIdx.x, thread = (int)threadIdx.x;
-    const float4 *statistics = p.scratch.statistics + (int64_t)token * n_tiles;
+    const float4 *statistics = reinterpret_cast<const float4 *>(p.scratch.statistics) + (int64_t)token * n_tiles;
     HeadRow *row = p.scratch.rows + token;
     const int per_thread = (n_tiles + kDrawThreads - 1) / kDrawThreads;
     const int begin = min(thread * per_thread, n_tiles), end = min(begin + per_thread, n_tiles);
@@ -305,7 +305,7 @@ void sample_head(const Queue &queue, const HeadTask &task) {
     const int n_tiles = (int)ceil_div(p.n_vocab, kVocabularyTile);
     const unsigned n = (unsigned)task.n;
     cudaMemsetAsync(task.scratch.any_dense, 0, (size_t)ceil_div(task.n, kSoftTokens) * sizeof(int32_t), queue.stream);
-    with_format(task.model->token_embd.type, [&](auto format) {
+    with_format(task.embedding.type, [&](auto format) {
         using F = decltype(format);
         dim3 grid((unsigned)ceil_div(task.n, DenseProduct<F>::kBlockTokens), (unsigned)n_tiles);
         launch(statistics_kernel<F>, grid, dim3(DenseProduct<F>::kThreads), DenseProduct<F>::kSharedBytes, queue.stream,
@@ -330,7 +330,7 @@ void sample_head(const Queue &queue, const HeadTask &task) {
 void chunk_logits(const Queue &queue, const HeadTask &task, int64_t first, int count) {
     HeadParams p = head_params(task);
     p.temperature = nullptr;
-    with_format(task.model->token_embd.type, [&](auto format) {
+    with_format(task.embedding.type, [&](auto format) {
         using P = DenseProduct<decltype(format)>;
         dim3 grid((unsigned)ceil_div(task.n, P::kBlockTokens), (unsigned)ceil_div(count, kVocabularyTile));
         launch(logits_kernel<decltype(format)>, grid, dim3(P::kThreads), P::kSharedBytes, queue.stream, p,

@@ -39,9 +39,9 @@ static __device__ __forceinline__ void head_logits(typename P::Accumulators &z, 
 }
 
 static inline HeadParams head_params(const HeadTask &task) {
-    const dg_weight &e = task.model->token_embd;
+    const DeviceWeight &e = task.embedding;
     PackedShape shape = packed_shape(e.type, e.n_rows, e.n_cols);
-    return {(const char *)e.data,
+    return {e.tiles,
             e.scale,
             shape.row_tile_bytes,
             shape.k_tiles,

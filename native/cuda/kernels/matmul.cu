@@ -72,14 +72,14 @@ template <class F, class P> void launch_product(const Queue &queue, MatmulParams
     launch(matmul_kernel<F, P>, grid, dim3(P::kThreads), P::kSharedBytes, queue.stream, p);
 }
 
-void multiply(const Queue &queue, const dg_weight *const *weights, int n_weights, const Activations &x, int n,
-              bool router, Partials *out) {
+void multiply(const Queue &queue, const DeviceWeight *weights, int n_weights, const Activations &x, int n, bool router,
+              Partials *out) {
     int64_t blocks = 0, columns = 0;
     for (int i = 0; i < n_weights; i++) {
-        blocks += ceil_div(weights[i]->n_rows, kProductRows) * ceil_div(n, kProductTokens);
-        columns += weights[i]->n_rows;
+        blocks += ceil_div(weights[i].n_rows, kProductRows) * ceil_div(n, kProductTokens);
+        columns += weights[i].n_rows;
     }
-    int splits = choose_splits(queue, blocks, weights[0]->n_cols);
+    int splits = choose_splits(queue, blocks, weights[0].n_cols);
     while (splits > 1 && (int64_t)splits * n * columns > out->capacity) splits--;
 
     /* Weights of one type share a launch. Splits are counted in tiles of columns, which differ between types; each type
@@ -90,7 +90,7 @@ void multiply(const Queue &queue, const dg_weight *const *weights, int n_weights
     bool done[3] = {false, false, false};
     for (int i = 0; i < n_weights; i++) {
         if (done[i]) continue;
-        PackedShape shape = packed_shape(weights[i]->type, weights[i]->n_rows, weights[i]->n_cols);
+        PackedShape shape = packed_shape(weights[i].type, weights[i].n_rows, weights[i].n_cols);
         MatmulParams p = {};
         p.x = x;
         p.n = n;
@@ -101,18 +101,17 @@ void multiply(const Queue &queue, const dg_weight *const *weights, int n_weights
         p.out = out->values;
         int column = 0;
         for (int j = 0; j < n_weights; j++) {
-            const dg_weight *w = weights[j];
-            if (w->type == weights[i]->type) {
-                p.parts[p.n_parts++] = {
-                    (const char *)w->data, w->scale, (int)w->n_rows, (int)ceil_div(w->n_rows, kTileRows), 0, column};
+            const DeviceWeight &w = weights[j];
+            if (w.type == weights[i].type) {
+                p.parts[p.n_parts++] = {w.tiles, w.scale, (int)w.n_rows, (int)ceil_div(w.n_rows, kTileRows), 0, column};
                 done[j] = true;
             }
-            column += (int)w->n_rows;
+            column += (int)w.n_rows;
         }
         if (router)
             launch_product<FormatF32, RouterProduct>(queue, p, splits);
         else
-            with_format(weights[i]->type, [&](auto format) {
+            with_format(weights[i].type, [&](auto format) {
                 using P = DenseProduct<decltype(format)>;
                 static_assert(P::kBlockRowTiles * kTileRows == kProductRows && P::kBlockTokens == kProductTokens, "");
                 launch_product<decltype(format), P>(queue, p, splits);
@@ -122,12 +121,11 @@ void multiply(const Queue &queue, const dg_weight *const *weights, int n_weights
 
 } // namespace
 
-void matmul(const Queue &queue, const dg_weight *const *weights, int n_weights, const Activations &x, int n,
+void matmul(const Queue &queue, const DeviceWeight *weights, int n_weights, const Activations &x, int n,
             Partials *out) {
     multiply(queue, weights, n_weights, x, n, false, out);
 }
 
-void matmul_router(const Queue &queue, const dg_weight &router, const Activations &x, int n, Partials *out) {
-    const dg_weight *const weights[] = {&router};
-    multiply(queue, weights, 1, x, n, true, out);
+void matmul_router(const Queue &queue, const DeviceWeight &router, const Activations &x, int n, Partials *out) {
+    multiply(queue, &router, 1, x, n, true, out);
 }

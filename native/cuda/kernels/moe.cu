@@ -289,25 +289,23 @@ __global__ void __launch_bounds__(kMaxRowThreads)
 
 void mix_experts(const Queue &queue, const MoeTask &task) {
     const dg_model *model = task.model;
-    const dg_moe *moe = task.moe;
     const MoeScratch &s = task.scratch;
     const int n_used = model->n_experts_used, n_choices = task.n * n_used;
     const int max_work = (int)dg_cuda_moe_work_entries(model, task.n);
 
-    RouteParams route = {task.router_logits, n_used, moe->expert_scale, s.ids, s.shares};
+    RouteParams route = {task.router_logits, n_used, task.expert_scale, s.ids, s.shares};
     launch(route_kernel, dim3((unsigned)ceil_div(task.n, kRouteWarps)), dim3(32 * kRouteWarps),
            (size_t)(kRouteWarps * model->n_experts) * sizeof(float), queue.stream, route);
     launch(sort_kernel, dim3(1), dim3(32 * kSortWarps), sort_bytes(model->n_experts), queue.stream,
            (const int32_t *)s.ids, n_choices, n_used, (int)model->n_experts, s.slots, s.slot_tokens, s.work, max_work);
 
-    const bool merged = moe->gate_up.data != nullptr;
-    const dg_weight &gate = merged ? moe->gate_up : moe->gate;
-    const dg_weight &up = merged ? moe->gate_up : moe->up;
+    const DeviceWeight &gate = task.gate, &up = task.up, &down = task.down;
+    const bool merged = gate.tiles == up.tiles;
     PackedShape shape = packed_shape(gate.type, gate.n_rows, gate.n_cols);
-    PackedShape down_shape = packed_shape(moe->down.type, moe->down.n_rows, moe->down.n_cols);
+    PackedShape down_shape = packed_shape(down.type, down.n_rows, down.n_cols);
     ExpertParams p = {};
-    p.gate = (const char *)gate.data;
-    p.up = (const char *)up.data + (merged ? (uint64_t)(model->n_ff_expert / kTileRows) * shape.row_tile_bytes : 0);
+    p.gate = gate.tiles;
+    p.up = up.tiles + (merged ? (uint64_t)(model->n_ff_expert / kTileRows) * shape.row_tile_bytes : 0);
     p.expert_bytes = shape.bytes;
     p.gate_scale = gate.scale;
     p.up_scale = up.scale;
@@ -327,14 +325,14 @@ void mix_experts(const Queue &queue, const MoeTask &task) {
         launch(gate_up_kernel<decltype(format)>, grid, dim3(P::kThreads), P::kSharedBytes, queue.stream, p);
     });
 
-    p.gate = (const char *)moe->down.data;
+    p.gate = down.tiles;
     p.expert_bytes = down_shape.bytes;
-    p.gate_scale = moe->down.scale;
+    p.gate_scale = down.scale;
     p.row_tile_bytes = down_shape.row_tile_bytes;
     p.k_tiles = down_shape.k_tiles;
     p.n_rows = model->n_embd;
     p.out = s.out;
-    with_format(moe->down.type, [&](auto format) {
+    with_format(down.type, [&](auto format) {
         using P = ExpertProduct<decltype(format)>;
         dim3 grid((unsigned)ceil_div(p.n_rows, P::kBlockRowTiles * kTileRows), (unsigned)max_work);
         launch(down_kernel<decltype(format)>, grid, dim3(P::kThreads), P::kSharedBytes, queue.stream, p);

@@ -172,14 +172,7 @@ __global__ void __launch_bounds__(kMaxRowThreads) add_then_norm_kernel(float *x,
     store_row(x + first, n, map_row(y, [&](float value) { return value * factor; }));
 }
 
-struct CombineParams {
-    float *x;
-    const float *d, *e, *d_norm, *e_norm, *norm;
-    int n_embd;
-    float eps, scalar;
-};
-
-__global__ void __launch_bounds__(kMaxRowThreads) combine_kernel(CombineParams p) {
+__global__ void __launch_bounds__(kMaxRowThreads) combine_kernel(CombineTask p) {
     KernelOrder launch_order;
     float *shared = shared_memory<float>(); /* (32) */
     const int n = p.n_embd;
@@ -238,8 +231,8 @@ void prepare_gated(const Queue &queue, const Partials &gate_up, int n_ff, Activa
 void finish_qkv(const Queue &queue, const Partials &projections, const QkvTarget &t) {
     const dg_layer *layer = t.layer;
     QkvParams p = {projections,
-                   layer->attn_q_norm,
-                   layer->attn_k_norm,
+                   t.q_norm,
+                   t.k_norm,
                    t.frequencies,
                    t.n_heads,
                    layer->n_kv_heads,
@@ -272,18 +265,15 @@ void add_then_norm(const Queue &queue, float *x, const float *d, int n, int n_em
     launch(add_then_norm_kernel, dim3((unsigned)n), row_threads(n_embd), kReduceBytes, queue.stream, x, d, n_embd, eps);
 }
 
-void combine(const Queue &queue, const dg_layer *layer, float *x, const float *d, const float *e, int n, int n_embd,
-             float eps, float scalar) {
-    CombineParams p = {x, d, e, layer->post_mlp_norm, layer->post_moe_norm, layer->post_ffn_norm, n_embd, eps, scalar};
-    launch(combine_kernel, dim3((unsigned)n), row_threads(n_embd), kReduceBytes, queue.stream, p);
+void combine(const Queue &queue, const CombineTask &task, int n) {
+    launch(combine_kernel, dim3((unsigned)n), row_threads(task.n_embd), kReduceBytes, queue.stream, task);
 }
 
-void embed_rows(const Queue &queue, const dg_weight *embedding, const int32_t *ids, int n, float *x) {
-    PackedShape shape = packed_shape(embedding->type, embedding->n_rows, embedding->n_cols);
-    float gain = sqrtf((float)embedding->n_cols);
-    with_format(embedding->type, [&](auto format) {
-        launch(embed_kernel<decltype(format)>, dim3((unsigned)n), dim3(kEmbedThreads), 0, queue.stream,
-               (const char *)embedding->data, embedding->scale, ids, (int)embedding->n_cols, (int)shape.k_tiles, gain,
-               x);
+void embed_rows(const Queue &queue, const DeviceWeight &embedding, const int32_t *ids, int n, float *x) {
+    PackedShape shape = packed_shape(embedding.type, embedding.n_rows, embedding.n_cols);
+    float gain = sqrtf((float)embedding.n_cols);
+    with_format(embedding.type, [&](auto format) {
+        launch(embed_kernel<decltype(format)>, dim3((unsigned)n), dim3(kEmbedThreads), 0, queue.stream, embedding.tiles,
+               embedding.scale, ids, (int)embedding.n_cols, (int)shape.k_tiles, gain, x);
     });
 }

@@ -240,7 +240,7 @@ __global__ void __launch_bounds__(kFinishThreads)
 
 void soften_dense(const Queue &queue, const HeadTask &task) {
     HeadParams p = head_params(task);
-    with_format(task.model->token_embd.type, [&](auto format) {
+    with_format(task.embedding.type, [&](auto format) {
         using F = decltype(format);
         using P = DenseProduct<F>;
         for (int64_t first = 0; first < p.n_vocab; first += kChunk<F>) {
@@ -269,7 +269,7 @@ void soften_statistics(const Queue &queue, const HeadTask &task, int count) {
 }
 
 void soften_add(const Queue &queue, const HeadTask &task, int64_t first, int count) {
-    with_format(task.model->token_embd.type, [&](auto format) {
+    with_format(task.embedding.type, [&](auto format) {
         using F = decltype(format);
         launch(given_weights_kernel, dim3((unsigned)task.n), dim3(kFinishThreads), 0, queue.stream,
                (const float *)given_chunk(task), count, (const HeadRow *)task.scratch.rows, task.n, kTerms<F>,
