@@ -9,7 +9,9 @@ Writes bench/results/<device>-<date>.json after every stage, and a table beside 
 fails is recorded with the end of what it printed, and the next one begins; --budget seconds are
 divided among them, so that a run ends in time whatever hangs. Stages: build, limits (copy and
 matrix rates of this machine), agree (each type against the CPU, on small models), time (steps and
-prompts at full size), profile (each kernel), memcheck and racecheck (compute-sanitizer), pytest.
+prompts at full size), contexts (the same behind more tokens, with a q8_0 cache, without overlapping
+launches), profile (each kernel), memcheck and racecheck (compute-sanitizer), pytest. At the end it
+prints a block that can be pasted, with the ratio to the last earlier result of the same device.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ import numpy as np
 import random_gguf
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-STAGES = ("build", "limits", "agree", "time", "profile", "memcheck", "racecheck", "pytest")
+STAGES = ("build", "limits", "agree", "time", "contexts", "profile", "memcheck", "racecheck",
+          "pytest")  # fmt: skip
 FLOAT_TYPES = ("f32", "f16", "bf16")
 # Relative error of logits. Floats differ in the order of sums; the others round activations to
 # int8, where an exchanged expert moves single positions: the median leaves those out.
@@ -57,8 +60,9 @@ class Run:
         self.target = results / f"{name}-{date}.json"
         self.found: dict[str, Any] = {
             "device": device, "date": date, "type": args.type, "preset": args.preset,
-            "stages": {},
+            "commit": commit(), "stages": {},
         }  # fmt: skip
+        self.earlier = earlier_result(results, self.found)
         self.synthesis: subprocess.Popen[str] | None = None
 
     def left(self) -> float:
@@ -137,7 +141,7 @@ class Run:
 
     def begin_synthesis(self) -> None:
         """Starts to make the full-size file, unless it is there."""
-        if self.model.exists() or self.args.stages.isdisjoint({"time", "profile"}):
+        if self.model.exists() or self.args.stages.isdisjoint({"time", "contexts", "profile"}):
             return
         part = self.model.with_suffix(".part")
         script = REPOSITORY / "bench" / "random_gguf.py"
@@ -160,6 +164,25 @@ class Run:
             self.model.with_suffix(".part").replace(self.model)
         if not self.model.exists():
             raise StageError(f"there is no {self.model}")
+
+
+def commit() -> str:
+    """What was measured; "" where this is not a checkout."""
+    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=7"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def earlier_result(results: Path, like: dict[str, Any]) -> dict[str, Any] | None:
+    """The newest report of the same device, type and size that has measured steps."""
+    found = []
+    for path in results.glob("*.json"):
+        with contextlib.suppress(ValueError, OSError, AttributeError):  # others are there as well
+            report = json.loads(path.read_text(encoding="utf-8"))
+            same = all(report.get(k) == like[k] for k in ("device", "type", "preset"))
+            if same and "step_ms" in report.get("time", {}):
+                found.append(report)
+    return max(found, key=lambda report: str(report["date"]), default=None)
 
 
 def device_name() -> str:
@@ -250,6 +273,38 @@ def measure_steps(run: Run) -> dict[str, Any]:
         floor = found["file_bytes"] / bandwidth * 1e-6
         found["memory_floor_ms"] = round(floor, 3)
         found["times_memory_floor"] = round(found["step_ms"]["median"] / floor, 3)
+    return found
+
+
+# Tokens before the canvas, cache, prompt, environment. Contexts that do not fit are left out.
+VARIANTS: tuple[tuple[int, str, int, dict[str, str]], ...] = (
+    (0, "f16", 512, {}),
+    (512, "f16", 512, {"DGEMMA_CUDA_OVERLAP": "0"}),
+    (8192, "f16", 8192, {}),
+    (8192, "q8_0", 512, {}),
+    (32768, "f16", 512, {}),
+    (131072, "f16", 512, {}),
+)
+
+
+def contexts(run: Run) -> list[dict[str, Any]]:
+    """Steps behind more tokens, and longer prompts."""
+    run.wait_for_model()
+    found: list[dict[str, Any]] = []
+    for n_past, cache, n_prompt, env in VARIANTS:
+        entry: dict[str, Any] = {"n_past": n_past, "cache": cache, "n_prompt": n_prompt, **env}
+        words = ("time", run.model, "cuda", str(n_past), "8", cache, str(n_prompt))
+        try:
+            timed = run.run_steps(*words, timeout=60, **env)
+        except StageError as error:
+            if "GPU" not in str(error):  # not a lack of memory
+                raise
+            entry["error"] = str(error)[-300:]
+        else:
+            entry["step_ms"] = statistics.median(timed["step_ms"])
+            entry["prefill_tokens_per_s"] = timed["prefill_tokens_per_s"]
+        found.append(entry)
+        run.found["contexts"] = found
     return found
 
 
@@ -353,6 +408,8 @@ def pytest_stage(run: Run) -> str | None:
 def table(found: dict[str, Any]) -> str:
     """The report as Markdown."""
     lines = [f"# {found['device']}, {found['date']}, {found['preset']} {found['type']}", ""]
+    lines += [f"Commit {found['commit']}.", ""] if found.get("commit") else []
+    lines += [line for note in found.get("notes", []) for line in (note, "")]
     lines += ["| stage | outcome | s |", "| --- | --- | --- |"]
     for name, entry in found["stages"].items():
         lines.append(f"| {name} | {'ok' if entry['ok'] else 'failed'} | {entry['seconds']} |")
@@ -378,6 +435,15 @@ def table(found: dict[str, Any]) -> str:
                 f"Reading the file once at the copy rate: {timed['memory_floor_ms']:.2f} ms; "
                 f"the step takes {timed['times_memory_floor']:.2f} times that."
             ]
+    if "contexts" in found:
+        lines += ["", "| tokens before | cache | ms a step | prompt | tokens/s | |",
+                  "| --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+        for c in found["contexts"]:
+            step_ = f"{c['step_ms']:.2f}" if "step_ms" in c else ""
+            rate = f"{c['prefill_tokens_per_s']:.0f}" if "prefill_tokens_per_s" in c else ""
+            note = "launches do not overlap" if "DGEMMA_CUDA_OVERLAP" in c else c.get("error", "")
+            lines.append(f"| {c['n_past']} | {c['cache']} | {step_} | {c['n_prompt']} | {rate} | "
+                         f"{note} |")  # fmt: skip
     if "profile" in found:
         lines += ["", "| kernel | launches a step | ms | GB/s | of copy | TOP/s | of int8 |",
                   "| --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
@@ -397,11 +463,35 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def to_paste(found: dict[str, Any], earlier: dict[str, Any] | None) -> str:
+    """A few lines that say what was measured, for an issue or a mail."""
+    lines = [f"dgemma {found['commit']} on {found['device']}, {found['preset']} {found['type']}"]
+    for name, entry in found["stages"].items():
+        if not entry["ok"]:
+            lines.append(f"{name} failed: {entry['error'].strip().splitlines()[-1][:150]}")
+    if "time" in found:
+        step, rate = found["time"]["step_ms"]["median"], found["time"]["prefill_tokens_per_s"]
+        lines.append(f"step {step:.2f} ms, prompt {rate:.0f} tokens/s, {found['time']['backend']}")
+        if earlier is not None:
+            before = earlier["time"]["step_ms"]["median"]
+            lines.append(f"step {step / before:.2f} of {before:.2f} ms on {earlier['date']}")
+    for c in found.get("contexts", []):
+        if "step_ms" in c:
+            how = ", launches do not overlap" if "DGEMMA_CUDA_OVERLAP" in c else ""
+            lines.append(f"behind {c['n_past']} ({c['cache']}{how}): {c['step_ms']:.2f} ms")
+    if "limits" in found:
+        rates = found["limits"]
+        lines.append(f"copy {rates['copy_gb_per_s']:.0f} GB/s, "
+                     f"int8 mma {rates['int8_mma_top_per_s']:.0f} TOP/s")  # fmt: skip
+    return "\n".join(lines)
+
+
 WORK: dict[str, Callable[[Run], Any]] = {
     "build": build,
     "limits": limits,
     "agree": agree,
     "time": measure_steps,
+    "contexts": contexts,
     "profile": profile,
     "memcheck": sanitize("memcheck"),
     "racecheck": sanitize("racecheck"),
@@ -463,6 +553,7 @@ def main(words: Sequence[str] | None = None) -> int:
         if run.synthesis is not None:
             run.synthesis.kill()
     print(table(run.found))
+    print(f"---- to paste ----\n{to_paste(run.found, run.earlier)}\n------------------")
     print(f"wrote {run.target}")
     return 0 if all(entry["ok"] for entry in run.found["stages"].values()) else 1
 

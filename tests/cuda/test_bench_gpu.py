@@ -133,3 +133,29 @@ def test_logits_that_are_not_numbers_do_not_agree() -> None:
     }  # fmt: skip
     actual = np.full_like(expected, np.nan)
     assert not gpu.compare(actual, expected)["error"] < gpu.BLOCK_LIMIT
+
+
+def test_the_last_result_of_the_same_device_is_compared(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    results.mkdir()
+    time = {"step_ms": {"median": 20.0}, "prefill_tokens_per_s": 1000.0, "backend": "cuda (x)"}
+    stages = {"time": {"ok": True}, "agree": {"ok": False, "error": "too far\nq4_0: 0.5"}}
+    report = {"device": "Card 9000 (x)", "type": "q4_0", "preset": "26b-a4b", "stages": stages}
+    for name, date, median in (("a", "2026-01-02", 40.0), ("b", "2025-12-31", 80.0)):
+        step = {**time, "step_ms": {"median": median}}
+        (results / f"{name}.json").write_text(json.dumps({**report, "date": date, "time": step}))
+    (results / "c.json").write_text(json.dumps({**report, "device": "other", "time": time}))
+    (results / "d.json").write_text("[1, 2]")
+    run = new_run(tmp_path)
+    assert run.earlier is not None
+    assert run.earlier["date"] == "2026-01-02"
+    run.found |= {"stages": stages, "time": time, "contexts": [
+        {"n_past": 8192, "cache": "q8_0", "n_prompt": 512, "step_ms": 25.0},
+        {"n_past": 131072, "cache": "f16", "n_prompt": 512, "error": "GPU memory"},
+    ]}  # fmt: skip
+    text = gpu.to_paste(run.found, run.earlier)
+    assert "step 0.50 of 40.00 ms on 2026-01-02" in text
+    assert "agree failed: q4_0: 0.5" in text
+    assert "behind 8192 (q8_0): 25.00 ms" in text
+    assert "131072" not in text
+    assert "Card 9000 (x), 26b-a4b q4_0" in text
