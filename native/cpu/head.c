@@ -138,11 +138,12 @@ static void add_block(const head_job *job, dg_thread *thread, const row_range *r
                       const dg_block_statistics *statistics, int64_t statistics_stride) {
     const dg_backend *backend = job->backend;
     const dg_cpu_kernels *kernels = backend->kernels;
-    const int32_t n_tokens = tokens_of(job, block), n_even = n_tokens + n_tokens % 2;
     const bool narrow = is_narrow(backend);
+    const int32_t n_tokens = tokens_of(job, block), unit = narrow ? kernels->lanes : 1;
+    const int32_t n_padded = (n_tokens + unit - 1) / unit * unit; /* what is added weighs nothing */
     const double negligible = (double)backend->params.soft_embedding_bound / (double)job->n_blocks;
     dg_soft_block s = {.narrow = narrow,
-                       .n_tokens = n_even,
+                       .n_tokens = n_padded,
                        .rows = thread->rows,
                        .factors = thread->factors,
                        .weights = thread->weights,
@@ -165,10 +166,10 @@ static void add_block(const head_job *job, dg_thread *thread, const row_range *r
         if (factor == 1.0 && mass <= negligible * softmax->denominator) continue;
         float e[DG_VOCABULARY_BLOCK];
         kernels->exponentials(thread->logits + r * DG_VOCABULARY_BLOCK, n_tokens, max, e);
-        if (n_even > n_tokens) e[n_tokens] = 0;
+        for (int32_t i = n_tokens; i < n_padded; i++) e[i] = 0;
         thread->rows[s.n_rows] = range->first + r;
         thread->factors[s.n_rows] = (float)factor;
-        thread->weight_scales[s.n_rows] = kernels->pack_weights(e, n_even, narrow, s.n_rows, thread->weights);
+        thread->weight_scales[s.n_rows] = kernels->pack_weights(e, n_padded, narrow, s.n_rows, thread->weights);
         s.n_rows++;
     }
     kernels->add_weighted(&s);

@@ -97,7 +97,7 @@ typedef struct dg_attention {
 /* What some tokens add to the soft embeddings of some rows. */
 typedef struct dg_soft_block {
     bool narrow;      /* weights and values in 16-bit integers, by pairs of tokens; kernels with has_narrow only */
-    int32_t n_tokens; /* a multiple of 2 */
+    int32_t n_tokens; /* where narrow a multiple of lanes */
     int32_t n_rows;
     const int32_t *rows;        /* (n_rows) */
     const float *factors;       /* (n_rows) */

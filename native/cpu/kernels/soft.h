@@ -106,60 +106,72 @@ static float pack_weights(const float *weights, int32_t n_tokens, bool narrow, i
 }
 
 #if HAS_PAIRS
-/* One pair of tokens for n_rows rows. */
-ALWAYS_INLINE void add_pairs(const int n_rows, const uint32_t *values, const uint32_t *weights,
-                             vi sum[TILE_ROWS][VECTORS]) {
-    vi value[VECTORS];
-    UNROLL
-    for (int v = 0; v < VECTORS; v++) value[v] = vi_load(values + v * LANES);
-    UNROLL
-    for (int t = 0; t < n_rows; t++) {
-        vi weight = vi_set((int32_t)weights[t]);
-        UNROLL
-        for (int v = 0; v < VECTORS; v++) sum[t][v] = vi_dot2(sum[t][v], value[v], weight);
-    }
-}
-#endif
-
-/* One panel's width of columns for up to TILE_ROWS rows: those from `first` on, the columns of `values`. */
-ALWAYS_INLINE void add_weighted_rows(const int n_rows, const bool narrow, const dg_soft_block *tile, int32_t n_words,
-                                     int32_t first, const uint32_t *values, const float *value_scales, float *sums) {
-    const uint32_t *w = (const uint32_t *)tile->weights + (int64_t)first * n_words;
+/* One panel's width of columns for up to TILE_ROWS rows, in integers: those from `first` on, the columns of `values`.
+ * Tokens whose values share a scale, PANEL_LANES of them, are summed exactly. */
+ALWAYS_INLINE void add_narrow_rows(const int n_rows, const dg_soft_block *block, int32_t first, const uint32_t *values,
+                                   const float *value_scales, float *sums) {
+    enum { WORDS = PANEL_LANES / 2 };
+    const uint32_t *w = (const uint32_t *)block->weights + (int64_t)first * (block->n_tokens / 2);
     vf acc[TILE_ROWS][VECTORS];
     UNROLL
     for (int t = 0; t < n_rows; t++) {
-        const float *sum = sums + (int64_t)tile->rows[first + t] * PANEL_LANES;
         UNROLL
-        for (int v = 0; v < VECTORS; v++)
-            acc[t][v] = vf_mul(vf_load(sum + v * LANES), vf_set(tile->factors[first + t]));
+        for (int v = 0; v < VECTORS; v++) acc[t][v] = vf_set(0);
     }
-#if HAS_PAIRS
-    for (int32_t done = 0; narrow && done < n_words; done += PANEL_LANES / 2, value_scales++) {
-        const int32_t end = done + PANEL_LANES / 2 < n_words ? done + PANEL_LANES / 2 : n_words;
+    for (int32_t done = 0; done < block->n_tokens; done += PANEL_LANES, value_scales++) {
         vi sum[TILE_ROWS][VECTORS];
         UNROLL
         for (int t = 0; t < n_rows; t++) {
             UNROLL
             for (int v = 0; v < VECTORS; v++) sum[t][v] = vi_set(0);
         }
-        if (end - done == PANEL_LANES / 2) {
+        UNROLL
+        for (int i = 0; i < WORDS; i++) {
+            vi value[VECTORS];
             UNROLL
-            for (int i = 0; i < PANEL_LANES / 2; i++)
-                add_pairs(n_rows, values + i * PANEL_LANES, w + i * TILE_ROWS, sum);
-        } else {
-            for (int i = 0; i < end - done; i++) add_pairs(n_rows, values + i * PANEL_LANES, w + i * TILE_ROWS, sum);
+            for (int v = 0; v < VECTORS; v++) value[v] = vi_load(values + i * PANEL_LANES + v * LANES);
+            UNROLL
+            for (int t = 0; t < n_rows; t++) {
+                const vi weight = vi_set((int32_t)w[i * TILE_ROWS + t]);
+                UNROLL
+                for (int v = 0; v < VECTORS; v++) sum[t][v] = vi_dot2(sum[t][v], value[v], weight);
+            }
         }
-        values += (end - done) * PANEL_LANES;
-        w += (end - done) * TILE_ROWS;
+        values += WORDS * PANEL_LANES;
+        w += WORDS * TILE_ROWS;
+        const vf scale = vf_set(*value_scales);
         UNROLL
         for (int t = 0; t < n_rows; t++) {
-            const vf scale = vf_set(*value_scales * tile->weight_scales[first + t]);
             UNROLL
             for (int v = 0; v < VECTORS; v++) acc[t][v] = vf_fma(vf_from_int(sum[t][v]), scale, acc[t][v]);
         }
     }
+    UNROLL
+    for (int t = 0; t < n_rows; t++) {
+        float *sum = sums + (int64_t)block->rows[first + t] * PANEL_LANES;
+        const vf factor = vf_set(block->factors[first + t]), scale = vf_set(block->weight_scales[first + t]);
+        UNROLL
+        for (int v = 0; v < VECTORS; v++)
+            vf_store(sum + v * LANES, vf_fma(acc[t][v], scale, vf_mul(vf_load(sum + v * LANES), factor)));
+    }
+}
+#else
+#define add_narrow_rows(...) /* never called: has_narrow is false */
 #endif
-    for (int32_t i = 0; !narrow && i < n_words; i++, values += PANEL_LANES, w += TILE_ROWS) {
+
+/* The same in float32. */
+ALWAYS_INLINE void add_float_rows(const int n_rows, const dg_soft_block *block, int32_t first, const uint32_t *values,
+                                  float *sums) {
+    const uint32_t *w = (const uint32_t *)block->weights + (int64_t)first * block->n_tokens;
+    vf acc[TILE_ROWS][VECTORS];
+    UNROLL
+    for (int t = 0; t < n_rows; t++) {
+        const float *sum = sums + (int64_t)block->rows[first + t] * PANEL_LANES;
+        UNROLL
+        for (int v = 0; v < VECTORS; v++)
+            acc[t][v] = vf_mul(vf_load(sum + v * LANES), vf_set(block->factors[first + t]));
+    }
+    for (int32_t i = 0; i < block->n_tokens; i++, values += PANEL_LANES, w += TILE_ROWS) {
         vf value[VECTORS];
         UNROLL
         for (int v = 0; v < VECTORS; v++) value[v] = vf_from_bits(vi_load(values + v * LANES));
@@ -172,34 +184,33 @@ ALWAYS_INLINE void add_weighted_rows(const int n_rows, const bool narrow, const 
     }
     UNROLL
     for (int t = 0; t < n_rows; t++) {
-        float *sum = sums + (int64_t)tile->rows[first + t] * PANEL_LANES;
+        float *sum = sums + (int64_t)block->rows[first + t] * PANEL_LANES;
         UNROLL
         for (int v = 0; v < VECTORS; v++) vf_store(sum + v * LANES, acc[t][v]);
     }
 }
 
-static void add_weighted(const dg_soft_block *tile) {
-    const int32_t n_words = tile->narrow ? tile->n_tokens / 2 : tile->n_tokens;
-    const uint32_t *values = tile->values;
-    const float *value_scales = tile->value_scales;
-    float *sums = tile->sums;
-    for (int64_t c = 0; c < tile->n_cols; c += PANEL_LANES) {
-        for (int32_t first = 0; first < tile->n_rows; first += TILE_ROWS) {
-            const int n = tile->n_rows - first < TILE_ROWS ? (int)(tile->n_rows - first) : TILE_ROWS;
-            switch (n + (tile->narrow ? 100 : 0)) {
+static void add_weighted(const dg_soft_block *block) {
+    const uint32_t *values = block->values;
+    const float *value_scales = block->value_scales;
+    float *sums = block->sums;
+    for (int64_t c = 0; c < block->n_cols; c += PANEL_LANES) {
+        for (int32_t first = 0; first < block->n_rows; first += TILE_ROWS) {
+            const int n = block->n_rows - first < TILE_ROWS ? (int)(block->n_rows - first) : TILE_ROWS;
+            switch (n + (block->narrow ? 100 : 0)) {
 #define CASE(n_rows)                                                                                                   \
     case n_rows:                                                                                                       \
-        add_weighted_rows(n_rows, false, tile, n_words, first, values, value_scales, sums);                            \
+        add_float_rows(n_rows, block, first, values, sums);                                                            \
         break;                                                                                                         \
     case n_rows + 100:                                                                                                 \
-        add_weighted_rows(n_rows, HAS_PAIRS, tile, n_words, first, values, value_scales, sums);                        \
+        add_narrow_rows(n_rows, block, first, values, value_scales, sums);                                             \
         break;
                 FOR_EACH_TILE(CASE)
 #undef CASE
             }
         }
-        values += (int64_t)tile->values_stride * PANEL_LANES;
-        value_scales += tile->values_stride / PANEL_LANES;
-        sums += tile->n_sums * PANEL_LANES;
+        values += (int64_t)block->values_stride * PANEL_LANES;
+        value_scales += block->values_stride / PANEL_LANES;
+        sums += block->n_sums * PANEL_LANES;
     }
 }
