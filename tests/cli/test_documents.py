@@ -1,4 +1,4 @@
-"""What the documents name exists: files, folders, make targets, links."""
+"""What the documents name exists: files, folders, make targets, links, messages."""
 
 from __future__ import annotations
 
@@ -62,3 +62,14 @@ def test_make_targets_and_links_exist(page: str) -> None:
         assert re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE), target
     for link in re.findall(r"\]\(([^)#:\s]+)[^):]*\)", text):
         assert (ROOT / page).parent.joinpath(link).exists(), link
+
+
+def test_messages_of_the_installation_page_are_said() -> None:
+    page = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    table = page.partition("## When it does not work")[2].partition("\n## ")[0]
+    messages = re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)
+    assert len(messages) > 8
+    sources = [*(ROOT / "python").rglob("*.py"), *(ROOT / "native").rglob("*.[ch]")]
+    joined = "\n".join(path.read_text(encoding="utf-8") for path in sources)
+    said = re.sub(r'"\s*\n\s*f?"', "", joined)  # sentences run over several lines
+    assert not [message for message in messages if message not in said]
