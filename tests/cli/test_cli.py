@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import io
 import json
@@ -221,6 +222,49 @@ def test_chat(
     messages = json.loads(saved.read_text())["messages"]
     assert [message["role"] for message in messages] == ["user", "assistant"]
     assert "Paris" in messages[1]["content"]
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="looks at open files in /proc")
+def test_saving_that_fails_keeps_the_older_conversation(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_gguf: Path,
+    tmp_path: Path,
+) -> None:
+    saved = tmp_path / "conversation.json"
+    talk(capsys, monkeypatch, tiny_gguf, QUESTION, f"/save {saved}")
+    before = saved.read_bytes()
+
+    write = os.write
+
+    def full(fd: int, data: bytes) -> int:
+        if os.readlink(f"/proc/self/fd/{fd}").endswith(".partial"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(fd, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("dgemma.files.os.write", full)
+        code, _, err = talk(capsys, patched, tiny_gguf, "Hi", f"/save {saved}", "/stats")
+    assert code == 0
+    assert "conversation.json: no space left on the device" in err
+    assert saved.read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {saved.name, f"{saved.name}.session"}
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"system": null, "messages": 5}', "[]", "5"])
+def test_what_is_no_conversation(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_gguf: Path,
+    tmp_path: Path,
+    text: str,
+) -> None:
+    saved = tmp_path / "deep.json"
+    saved.write_text(text)
+    code, out, err = talk(capsys, monkeypatch, tiny_gguf, f"/load {saved}", "/stats")
+    assert code == 0
+    assert "deep.json is no saved conversation" in err
+    assert "no answer yet" in out
 
 
 def test_a_loaded_chat_is_not_encoded_again(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,11 @@ from typing import Any
 import pytest
 
 import dgemma
+from dgemma.compat import llama_cpp
+from dgemma.compat.llama import CHAT_ORDER, COMPLETION_ORDER
+from dgemma.compat.llama_cpp import LlamaRAMCache
+from dgemma.compat.requests import ChatOptions, CompletionOptions
+from dgemma.generation.declared import names
 
 PROGRAM = Path(__file__).parent / "programs" / "llama_cpp_program.py"
 
@@ -145,6 +151,129 @@ def test_options_that_would_mislead_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=rf"{next(iter(options))} .*{reason}"):
         llm("The old man", **options)
+
+
+# ---- To the letter -------------------------------------------------------------------------------
+
+# The parameters behind the first, in llama-cpp-python 0.3's order.
+ORDERS = {
+    "create_completion": (
+        "suffix max_tokens temperature top_p min_p typical_p logprobs echo stop frequency_penalty "
+        "presence_penalty repeat_penalty top_k stream seed tfs_z mirostat_mode mirostat_tau "
+        "mirostat_eta model stopping_criteria logits_processor grammar logit_bias"
+    ),
+    "create_chat_completion": (
+        "functions function_call tools tool_choice temperature top_p top_k min_p typical_p stream "
+        "stop seed response_format max_tokens presence_penalty frequency_penalty repeat_penalty "
+        "tfs_z mirostat_mode mirostat_tau mirostat_eta model logits_processor grammar logit_bias "
+        "logprobs top_logprobs"
+    ),
+}
+
+
+def test_positional_arguments_stand_in_its_order(llm: dgemma.DiffusionGemma) -> None:
+    assert " ".join(COMPLETION_ORDER) == ORDERS["create_completion"]
+    assert " ".join(CHAT_ORDER) == ORDERS["create_chat_completion"]
+    assert set(COMPLETION_ORDER) - {"stream"} <= names(CompletionOptions)
+    assert set(CHAT_ORDER) - {"stream"} <= names(ChatOptions)
+    whole = llm("The old man", max_tokens=6, echo=True, seed=0, temperature=0.5)
+    given = (None, 6, 0.5, None, None, None, None, True, [], 0, 0, 1, 0, False, 0)
+    assert llm("The old man", *given)["choices"] == whole["choices"]
+    chunks = list(llm("The old man", *given[:13], True, 0))
+    assert "".join(c["choices"][0]["text"] for c in chunks) == whole["choices"][0]["text"]
+    with pytest.raises(TypeError, match="'max_tokens' twice"):
+        llm("a", None, 5, max_tokens=5)
+    with pytest.raises(TypeError, match="positional arguments"):
+        llm("a", *[None] * 30)
+
+
+def test_tokens_and_state(llm: dgemma.DiffusionGemma, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm.reset()
+    assert llm.n_tokens == 0
+    llm.eval(llm.tokenize(b"The old man"))
+    assert llm.n_tokens == len(llm.tokenize(b"The old man"))
+    state = llm.save_state()
+    llm.reset()
+    llm.load_state(state)
+    assert llm.n_tokens == len(llm.tokenize(b"The old man"))
+    assert llm.detokenize([llm.token_nl()]) == b"\n"
+    monkeypatch.setattr("dgemma.compat.requests._warned", set())
+    with pytest.warns(dgemma.IgnoredOptionWarning, match="set_cache has no effect"):
+        llm.set_cache(LlamaRAMCache(capacity_bytes=1))
+    llm.set_cache(None)
+
+
+def test_functions_are_tools(llm: dgemma.DiffusionGemma) -> None:
+    functions = [{"name": "get_weather", "parameters": {"type": "object", "properties": {}}}]
+    asked = [{"role": "user", "content": "Is it sunny in Oslo?"}]
+    answer = llm.create_chat_completion(
+        asked, functions=functions, function_call={"name": "get_weather"}, seed=1
+    )["choices"][0]
+    assert answer["finish_reason"] == "function_call"
+    assert answer["message"]["function_call"]["name"] == "get_weather"
+    assert answer["message"]["tool_calls"][0]["function"] == answer["message"]["function_call"]
+
+
+def test_a_chat_handler_is_called(tiny_gguf: Path) -> None:
+    seen: dict[str, Any] = {}
+
+    def handler(*, llama: Any, messages: Any, **options: Any) -> Any:
+        seen.update(options)
+        return llama.create_completion(messages[0]["content"], max_tokens=options["max_tokens"])
+
+    with dgemma.DiffusionGemma(tiny_gguf, n_ctx=256, chat_handler=handler) as model:
+        messages = [{"role": "user", "content": "The old man"}]
+        answer = model.create_chat_completion(messages, max_tokens=3, temperature=0.2)
+    assert answer["object"] == "text_completion"
+    assert seen == {"stream": False, "max_tokens": 3, "temperature": 0.2}
+
+
+def test_objects_of_the_openai_package(llm: dgemma.DiffusionGemma) -> None:
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    answer = llm.create_chat_completion_openai_v1(messages, seed=1)
+    assert "Paris" in answer.choices[0].message.content
+    chunks = llm.create_chat_completion_openai_v1(messages, seed=1, stream=True)
+    said = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert said == answer.choices[0].message.content
+
+
+def test_a_gpu_that_is_not_used_is_said(tiny_gguf: Path) -> None:
+    for arguments, message in (
+        ({"n_gpu_layers": 5, "backend": "cpu"}, "n_gpu_layers=5 has no effect: the CPU was asked"),
+        ({"n_gpu_layers": -1, "backend": "cpu"}, "n_gpu_layers=-1 has no effect"),
+        ({"n_cpu_moe": 1, "backend": "cpu"}, "n_cpu_moe=1 has no effect"),
+    ):
+        with pytest.warns(RuntimeWarning, match=message):
+            dgemma.DiffusionGemma(tiny_gguf, n_ctx=256, **arguments).close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dgemma.DiffusionGemma(tiny_gguf, n_ctx=256, n_gpu_layers=0).close()
+
+
+def test_langchains_classes(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("langchain_community", reason="needs the extra `clients`")
+    monkeypatch.delitem(sys.modules, "llama_cpp", raising=False)
+    llama_cpp.install()
+    from langchain_community.chat_models import ChatLlamaCpp
+    from langchain_community.llms import LlamaCpp
+
+    options: dict[str, Any] = {
+        "model_path": str(tiny_gguf),
+        "n_ctx": 512,
+        "seed": 1,
+        "verbose": False,
+    }
+    text = LlamaCpp(**options, max_tokens=8)
+    assert text.invoke("The old man", temperature=1.0) == "".join(
+        text.stream("The old man", temperature=1.0)
+    )
+    chat = ChatLlamaCpp(**options)
+    question = "What is the capital of France?"
+    assert "Paris" in chat.invoke(question).content
+    assert "Paris" in "".join(str(chunk.content) for chunk in chat.stream(question))
+    with pytest.raises(ValueError, match="response_format"):
+        LlamaCpp(**options, grammar="root ::= x")
+    monkeypatch.delitem(sys.modules, "llama_cpp")
 
 
 def test_embeddings_are_refused(llm: dgemma.DiffusionGemma) -> None:

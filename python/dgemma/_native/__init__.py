@@ -9,6 +9,7 @@ from .calls import (
     MAX_STABILITY_THRESHOLD,
     MAX_THREADS,
     backend_check,
+    check_release,
     measure_limits,
     version,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "SessionParams",
     "backend_check",
     "check_model",
+    "check_release",
     "dequantize",
     "measure_limits",
     "quantize",

@@ -26,6 +26,21 @@ from ..values import BackendCheck, Limits, Progress
 
 PathLike = str | os.PathLike[str]
 
+RELEASE = "0.1.0"
+"""Of this Python code, which must be that of the compiled part."""
+
+
+def check_release(compiled: str, python: str = RELEASE) -> None:
+    """ImportError where the compiled part is of another release than the Python code."""
+    if compiled != python:
+        raise ImportError(
+            f"the Python part of dgemma is of release {python}, its compiled part of {compiled}: "
+            "install dgemma again (pip install --force-reinstall dgemma)"
+        )
+
+
+check_release(str(ffi.string(lib.dg_version()).decode()))
+
 MAX_THREADS = int(lib.DG_MAX_THREADS)
 MAX_DENOISING_STEPS = int(lib.DG_MAX_DENOISING_STEPS)
 MAX_STABILITY_THRESHOLD = int(lib.DG_MAX_STABILITY_THRESHOLD)
