@@ -11,21 +11,23 @@
 
 const char *dg_version(void) { return DGEMMA_VERSION; }
 
-dg_status dg_backend_check(dg_backend_kind kind, dg_backend_info *info, dg_error *error) {
+dg_status dg_backend_check(dg_backend_kind kind, dg_backend_info *out, dg_error *error) {
     char note[256];
     dg_device device = {0};
+    dg_backend_info found = {.size = out->size};
     if (kind == DG_BACKEND_CPU) {
-        snprintf(info->name, sizeof info->name, "%s", dg_cpu_backend_name());
+        snprintf(found.name, sizeof found.name, "%s", dg_cpu_backend_name());
     } else if (kind == DG_BACKEND_CUDA) {
         const dg_backend_ops *gpu = dg_cuda_load(note, sizeof note);
         if (gpu == NULL) return dg_fail(error, DG_ERROR_BACKEND, "%s", note);
         DG_TRY(gpu->describe_device(&device, error));
-        snprintf(info->name, sizeof info->name, "cuda");
+        snprintf(found.name, sizeof found.name, "cuda");
     } else {
         return dg_fail(error, DG_ERROR_ARGUMENT, "backend %d; expected the CPU's or CUDA's number", (int)kind);
     }
-    info->free_bytes = device.free_bytes;
-    info->total_bytes = device.total_bytes;
+    found.free_bytes = device.free_bytes;
+    found.total_bytes = device.total_bytes;
+    memcpy(out, &found, found.size < sizeof found ? found.size : sizeof found);
     return DG_OK;
 }
 

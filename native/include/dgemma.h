@@ -168,12 +168,13 @@ typedef struct dg_model dg_model;
 typedef enum dg_backend_kind { DG_BACKEND_AUTO = 0, DG_BACKEND_CPU = 1, DG_BACKEND_CUDA = 2 } dg_backend_kind;
 
 typedef struct dg_backend_info {
+    size_t size;                      /* sizeof(dg_backend_info), set by the caller */
     char name[128];                   /* "cpu (avx512-vnni)" */
     uint64_t free_bytes, total_bytes; /* of the GPU that would be used; 0 and 0 for the CPU */
 } dg_backend_info;
 
 /* Whether a backend can be used at all, without a model. DG_ERROR_BACKEND with the reason where it cannot. */
-dg_status dg_backend_check(dg_backend_kind kind, dg_backend_info *info, dg_error *error);
+dg_status dg_backend_check(dg_backend_kind kind, dg_backend_info *out, dg_error *error);
 
 /* Called while a long call works, with the share done in [0, 1]. Returning false cancels the call. */
 typedef bool (*dg_progress_callback)(float done, void *user);

@@ -137,6 +137,7 @@ def dgemma_progress(done: float, user: Any) -> bool:
 def backend_check(name: str) -> BackendCheck:
     """What a backend, "cpu" or "cuda", would run on; BackendError says why it cannot."""
     info, error = ffi.new("dg_backend_info *"), ffi.new("dg_error *")
+    info.size = ffi.sizeof("dg_backend_info")
     kinds = {"cpu": lib.DG_BACKEND_CPU, "cuda": lib.DG_BACKEND_CUDA}
     check(lib.dg_backend_check(kinds[name], info, error), error)
     text = ffi.string(info.name).decode()
