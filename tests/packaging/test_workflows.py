@@ -29,6 +29,13 @@ def test_workflows_follow_the_schema(tmp_path: Path) -> None:
     assert check("github-workflows", broken).returncode == 1
 
 
+def test_a_report_of_a_fault_asks_for_what_doctor_says() -> None:
+    (form,) = (REPOSITORY / ".github" / "ISSUE_TEMPLATE").glob("*.yml")
+    done = check("github-issue-forms", form)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "`dgemma doctor`" in form.read_text()
+
+
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
 def test_workflows_run_what_exists(path: Path) -> None:
     text = path.read_text()
