@@ -209,13 +209,13 @@ static void carve_moe(carving *c, const dg_model *model, kinds hidden, int64_t r
 
 static void carve_head(carving *c, const dg_model *model, int64_t n, dg_cuda_head_scratch *head) {
     head->rows = carve(c, n, sizeof(dg_cuda_head_row));
-    head->look_weights = carve_floats(c, n * DG_CUDA_MAX_LOOKS * DG_CUDA_VOCABULARY_TILE);
+    head->look_weights = carve_floats(c, n * DG_CUDA_MAX_LOOKS * DG_CUDA_VOCABULARY_BLOCK);
     head->any_dense = carve_ints(c, ceil_div(n, DG_CUDA_SOFT_TOKENS));
     head->soft_sums = carve_floats(c, DG_CUDA_SOFT_SPLITS * n * model->n_embd);
     /* The dense soft embedding begins when the draw has read the statistics. */
     const uint64_t place = c->offset;
     uint64_t end = place;
-    head->statistics = carve(c, n * ceil_div(model->n_vocab, DG_CUDA_VOCABULARY_TILE), 4 * sizeof(float));
+    head->statistics = carve(c, n * ceil_div(model->n_vocab, DG_CUDA_VOCABULARY_BLOCK), 4 * sizeof(float));
     share(c, place, &end);
     head->chunk = carve(c, n * DG_CUDA_VOCABULARY_CHUNK, sizeof(uint16_t));
     share(c, place, &end);

@@ -13,14 +13,14 @@ extern "C" {
 #include "device/backend.h"
 
 enum {
-    DG_CUDA_TILE_ROWS = 16,    /* of a tile of weights */
+    DG_CUDA_TILE_ROWS = 16,    /* of a weight tile */
     DG_CUDA_PRODUCT_ROWS = 64, /* of a block of a dense product: matmul.cuh */
     DG_CUDA_PRODUCT_TOKENS = 128,
     DG_CUDA_PRODUCT_SPLITS = 8,       /* most shares of the columns, of a dense product */
     DG_CUDA_ATTENTION_PARTIALS = 2,   /* shares of the keys, of whose results all rows' fit into the scratch */
     DG_CUDA_WORK_TOKENS = 32,         /* of a block of an expert's product */
-    DG_CUDA_MAX_LOOKS = 32,           /* vocabulary tiles that a narrow distribution may lie in */
-    DG_CUDA_VOCABULARY_TILE = 64,     /* tokens */
+    DG_CUDA_MAX_LOOKS = 32,           /* vocabulary blocks that a narrow distribution may lie in */
+    DG_CUDA_VOCABULARY_BLOCK = 64,    /* tokens */
     DG_CUDA_VOCABULARY_CHUNK = 65536, /* tokens that the dense soft embedding takes at a time */
     DG_CUDA_MAX_ROW_COLUMNS = 8192,   /* of a row that is normed or prepared for a product: rows.cuh */
     DG_CUDA_MAX_CANVAS = 2048,        /* tokens, of which one block settles all */
@@ -124,18 +124,18 @@ typedef struct dg_cuda_moe_scratch {
 
 /* Of one token's distribution softmax(z). */
 typedef struct dg_cuda_head_row {
-    float maximum;    /* of z */
-    float normaliser; /* Σ exp(z − maximum) */
-    int32_t tile;     /* the vocabulary tile of the draw */
-    float remainder;  /* what of the draw's running sum, in units of the normaliser, falls into that tile */
-    int32_t n_looks;  /* tiles that the soft embedding looks into; −1: all, densely */
+    float maximum;     /* of z */
+    float denominator; /* Σ exp(z − maximum) */
+    int32_t tile;      /* the vocabulary block of the draw */
+    float remainder;   /* what of the draw's running sum, in units of the denominator, falls into that tile */
+    int32_t n_looks;   /* blocks that the soft embedding looks into; −1: all, densely */
     int32_t looks[DG_CUDA_MAX_LOOKS];
 } dg_cuda_head_row;
 
 typedef struct dg_cuda_head_scratch {
-    float *statistics;      /* (n, n_tiles, 4): of each vocabulary tile; see head.cu. In the place of `chunk` */
+    float *statistics;      /* (n, n_tiles, 4): of each vocabulary block; see head.cu. In the place of `chunk` */
     dg_cuda_head_row *rows; /* (n) */
-    float *look_weights;    /* (n, DG_CUDA_MAX_LOOKS, DG_CUDA_VOCABULARY_TILE) probabilities */
+    float *look_weights;    /* (n, DG_CUDA_MAX_LOOKS, DG_CUDA_VOCABULARY_BLOCK) probabilities */
     int32_t *any_dense;     /* (n / DG_CUDA_SOFT_TOKENS) whether a token of the block needs the dense form */
     uint16_t *chunk;        /* (n, DG_CUDA_VOCABULARY_CHUNK) float16; see soften.cu */
     float *soft_sums;       /* (DG_CUDA_SOFT_SPLITS, n, n_embd) */

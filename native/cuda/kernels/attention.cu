@@ -1,64 +1,26 @@
-/* Attention by tiles of keys with a running softmax.
+/* Attention by key tiles with an online softmax.
  *
  * A block computes 32 rows for one head of keys. A row is a query and one of the heads that share those keys, so that
- * grouped queries fill the matrix instructions however few tokens there are. Long caches are split over blocks, whose
- * results a second kernel joins. In layers without attn_v the keys hold only the rotated dimensions; over the others
- * the query (which forward.c's project_qkv has multiplied by k_norm) meets the values in place of the keys. */
-#include "cuda/device.cuh"
-#include "cuda/kernels/reduce.cuh"
+ * grouped queries fill the matrix instructions however few tokens there are. Its eight warps:
+ *
+ *                   scores: 32 keys              sums: the head's dimensions
+ *                 ┌────┬────┬────┬────┐        ┌───────┬───────┬───────┬───────┐
+ *     16 rows     │ w0 │ w1 │ w2 │ w3 │        │ w0    │ w1    │ w2    │ w3    │   each a quarter of the head
+ *     16 rows     │ w4 │ w5 │ w6 │ w7 │        │ w4    │ w5    │ w6    │ w7    │
+ *                 └────┴────┴────┴────┘        └───────┴───────┴───────┴───────┘
+ *                  8 keys each
+ *
+ * Between the two the softmax takes the scores from shared memory, eight threads a row. Long caches are split over
+ * blocks, whose results a second kernel joins. In layers without attn_v the keys hold only the rotated dimensions; over
+ * the others the query (which forward.c's project_qkv has multiplied by k_norm) meets the values in place of the keys.
+ */
+#include "cuda/kernels/attention.cuh"
 
 namespace {
 
 constexpr int kRows = 32;
-constexpr int kWarps =
-    8; /* two groups of 16 rows × four slices: of the keys for the scores, of the head for the sums */
+constexpr int kWarps = 8;
 constexpr int kMaxSplits = 16;
-constexpr int kMaxHeadDim = 512;
-
-struct Span {
-    const void *k, *v;
-    int64_t capacity;
-    int position, n;
-};
-
-struct AttentionParams {
-    Span spans[2];
-    int n_spans;
-    int n_heads, n_kv_heads, head_dim, k_dim, n_rot;
-    bool has_v;
-    int n, position;
-    bool causal;
-    int window;
-    int type_k, type_v;
-    const float *q;
-    float *out;
-    int n_splits, tiles_per_split;
-    float *partial;     /* (n_splits, n · n_heads, head_dim), not yet divided by the normaliser */
-    float *partial_max; /* (n_splits, n · n_heads, 2) maximum and normaliser */
-};
-
-__device__ float cache_value(int type, const void *rows, int64_t row, int dim, int d) {
-    switch (type) {
-    case DG_TYPE_F32:
-        return ((const float *)rows)[row * dim + d];
-    case DG_TYPE_F16:
-        return half_to_float(((const uint16_t *)rows)[row * dim + d]);
-    case DG_TYPE_BF16:
-        return __uint_as_float((uint32_t)((const uint16_t *)rows)[row * dim + d] << 16);
-    default: {
-        const uint8_t *block =
-            (const uint8_t *)rows + (row * ((dim + 31) / 32) + d / 32) * (int64_t)sizeof(dg_block_q8_0);
-        return half_to_float((uint16_t)(block[0] | block[1] << 8)) * (float)(int8_t)block[2 + d % 32];
-    }
-    }
-}
-
-__device__ bool is_visible(const AttentionParams &p, int query_position, int key_position) {
-    if (!p.causal) return true;
-    return key_position <= query_position && (p.window == 0 || query_position - key_position < p.window);
-}
-
-/* ---- Tiles on the matrix units -------------------------------------------------------------------------------- */
 
 __host__ __device__ inline int pad_16(int n) { return (n + 15) / 16 * 16; }
 
@@ -131,109 +93,117 @@ __device__ void multiply_rows(float (&c)[2][4], const uint16_t *a, int a_stride,
     }
 }
 
-/* kSliceTiles: tiles of 8 dimensions in a warp's quarter of the head. */
-template <int kSliceTiles, int kKeys>
-__global__ void __launch_bounds__(32 * kWarps, kSliceTiles == 16 ? 1 : 2) attention_kernel(AttentionParams p) {
-    KernelOrder launch_order;
-    const Layout l = layout_of<kKeys>(p.head_dim, p.k_dim, p.has_v);
-    uint16_t *q = shared_memory<uint16_t>();
-    uint16_t *rotated = q + l.rotated, *k = q + l.k, *v = q + l.v, *weights = q + l.p;
-    float *scores = reinterpret_cast<float *>(shared_memory<char>() + l.scores);
-    float *corrections = reinterpret_cast<float *>(shared_memory<char>() + l.corrections);
-    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
-    const int row_group = warp / 4, slice = warp % 4;
-    const int dim = p.head_dim, half = dim / 2, n_pairs = p.n_rot / 2;
-    const int group = p.n_heads / p.n_kv_heads, kv_head = (int)blockIdx.y;
-    const int row0 = (int)blockIdx.x * kRows, n_rows = p.n * group;
+/* A block's work. A row's softmax is kept by eight threads, each with an eighth of the keys; its sums by a warp of its
+ * group. kSliceTiles: tiles of 8 dimensions in a warp's quarter of the head. */
+template <int kSliceTiles, int kKeys> struct AttentionBlock {
+    static constexpr int kPart = kKeys / 8;
 
-    /* Queries. Where the keys hold only the rotated dimensions, those go to `rotated` and leave zeros in q. */
-    for (int i = (int)threadIdx.x; i < kRows * dim; i += 32 * kWarps) {
-        int row = row0 + i / dim, d = i % dim;
-        float value = 0;
-        if (row < n_rows) value = p.q[((int64_t)(row / group) * p.n_heads + kv_head * group + row % group) * dim + d];
-        bool rotates = !p.has_v && d % half < n_pairs;
-        q[i / dim * l.q_stride + d] = float_to_half(rotates ? 0.0f : value);
-        if (rotates) rotated[i / dim * l.rotated_stride + d % half + d / half * n_pairs] = float_to_half(value);
-    }
-    if (!p.has_v)
-        for (int i = (int)threadIdx.x; i < kRows * (pad_16(p.k_dim) - p.k_dim); i += 32 * kWarps) {
-            int padding = pad_16(p.k_dim) - p.k_dim;
-            rotated[i / padding * l.rotated_stride + p.k_dim + i % padding] = 0;
-        }
-
-    /* The softmax of a row is kept by eight threads, each with an eighth of the keys. */
-    const int my_row = (int)threadIdx.x / 8, my_part = (int)threadIdx.x % 8;
-    const int my_query = p.position + min(row0 + my_row, n_rows - 1) / group;
-    const int first_query = p.position + row0 / group;
-    const int last_query = p.position + (min(row0 + kRows, n_rows) - 1) / group;
-    float maximum = -INFINITY, normaliser = 0;
+    const AttentionParams &p;
+    const Layout l;
+    uint16_t *const q, *const rotated, *const k, *const v, *const weights;
+    float *const scores, *const corrections;
+    const int lane, row_group, slice;
+    const int dim, half, n_pairs, group, kv_head, row0, n_rows;
+    const int my_row, my_part;
+    int my_query, first_query, last_query;
+    int first_tiles, tile_end;
+    float maximum = -INFINITY, denominator = 0;
     float acc[kSliceTiles][4];
-#pragma unroll
-    for (int i = 0; i < kSliceTiles; i++) acc[i][0] = acc[i][1] = acc[i][2] = acc[i][3] = 0;
 
-    const int first_tiles = (p.spans[0].n + kKeys - 1) / kKeys;
-    const int n_tiles = first_tiles + (p.n_spans > 1 ? (p.spans[1].n + kKeys - 1) / kKeys : 0);
-    const int tile_begin = (int)blockIdx.z * p.tiles_per_split, tile_end = min(tile_begin + p.tiles_per_split, n_tiles);
-    auto first_key = [&](int t) { return (t < first_tiles ? t : t - first_tiles) * kKeys; };
-    auto span_of = [&](int t) -> const Span & { return p.spans[t < first_tiles ? 0 : 1]; };
+    __device__ __forceinline__ explicit AttentionBlock(const AttentionParams &params)
+        : p(params), l(layout_of<kKeys>(p.head_dim, p.k_dim, p.has_v)), q(shared_memory<uint16_t>()),
+          rotated(q + l.rotated), k(q + l.k), v(q + l.v), weights(q + l.p),
+          scores(reinterpret_cast<float *>(shared_memory<char>() + l.scores)),
+          corrections(reinterpret_cast<float *>(shared_memory<char>() + l.corrections)), lane((int)threadIdx.x % 32),
+          row_group((int)threadIdx.x / 128), slice((int)threadIdx.x / 32 % 4), dim(p.head_dim), half(dim / 2),
+          n_pairs(p.n_rot / 2), group(p.n_heads / p.n_kv_heads), kv_head((int)blockIdx.y),
+          row0((int)blockIdx.x * kRows), n_rows(p.n * group), my_row((int)threadIdx.x / 8),
+          my_part((int)threadIdx.x % 8) {
+        my_query = p.position + min(row0 + my_row, n_rows - 1) / group;
+        first_query = p.position + row0 / group;
+        last_query = p.position + (min(row0 + kRows, n_rows) - 1) / group;
+        first_tiles = (p.spans[0].n + kKeys - 1) / kKeys;
+        const int n_tiles = first_tiles + (p.n_spans > 1 ? (p.spans[1].n + kKeys - 1) / kKeys : 0);
+        tile_end = min(((int)blockIdx.z + 1) * p.tiles_per_split, n_tiles);
+#pragma unroll
+        for (int i = 0; i < kSliceTiles; i++) acc[i][0] = acc[i][1] = acc[i][2] = acc[i][3] = 0;
+    }
+
+    /* Where a row of queries (of its position and head) stands among all. */
+    __device__ __forceinline__ int64_t index_of(int row) const {
+        return (int64_t)(row / group) * p.n_heads + kv_head * group + row % group;
+    }
+
+    /* ---- Key tiles ---- */
+
+    __device__ __forceinline__ const Span &span_of(int t) const { return p.spans[t < first_tiles ? 0 : 1]; }
+    __device__ __forceinline__ int first_key(int t) const { return (t < first_tiles ? t : t - first_tiles) * kKeys; }
+    __device__ __forceinline__ int keys_of(int t) const { return min(kKeys, span_of(t).n - first_key(t)); }
+
     /* The first tile from `t` on of which some row may see a key. */
-    auto next_visible = [&](int t) {
+    __device__ __forceinline__ int next_visible(int t) const {
         for (; p.causal && t < tile_end; t++) {
-            const int key0 = span_of(t).position + first_key(t), n_keys = min(kKeys, span_of(t).n - first_key(t));
-            if (key0 <= last_query && (p.window == 0 || key0 + n_keys - 1 > first_query - p.window)) break;
+            const int key0 = span_of(t).position + first_key(t);
+            if (key0 <= last_query && (p.window == 0 || key0 + keys_of(t) - 1 > first_query - p.window)) break;
         }
         return t;
-    };
-    auto load_keys = [&](int t) {
+    }
+    __device__ __forceinline__ void load_keys(int t) const {
         const Span &span = span_of(t);
-        load_tile<kKeys>(p.type_k, span.k, kv_head * span.capacity, span, first_key(t),
-                         min(kKeys, span.n - first_key(t)), p.k_dim, k, l.k_stride);
-    };
-    int tile = next_visible(tile_begin);
-    if (tile < tile_end) load_keys(tile);
-    cp_async_commit();
-    while (tile < tile_end) {
-        const Span &span = span_of(tile);
-        const int offset = first_key(tile), n_keys = min(kKeys, span.n - offset), key0 = span.position + offset;
-        /* Values are loaded while scores are computed, the next keys while values are multiplied. */
-        cp_async_wait<0>();
-        __syncthreads(); /* the keys have arrived, and the last tile's values have been read */
-        load_tile<kKeys>(p.type_v, span.v, kv_head * span.capacity, span, offset, n_keys, dim, v, l.v_stride);
-        cp_async_commit();
-        if (!p.has_v) { /* scores need the values too */
-            cp_async_wait<0>();
-            __syncthreads();
-        }
+        load_tile<kKeys>(p.type_k, span.k, kv_head * span.capacity, span, first_key(t), keys_of(t), p.k_dim, k,
+                         l.k_stride);
+    }
+    __device__ __forceinline__ void load_values(int t) const {
+        const Span &span = span_of(t);
+        load_tile<kKeys>(p.type_v, span.v, kv_head * span.capacity, span, first_key(t), keys_of(t), dim, v, l.v_stride);
+    }
 
-        if (slice * 8 < kKeys) {
-            float c[2][4] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
-            const uint16_t *k_rows = k + slice * 8 * l.k_stride, *v_rows = v + slice * 8 * l.v_stride;
-            if (p.has_v) {
-                multiply_rows(c, q + row_group * 16 * l.q_stride, l.q_stride, k_rows, l.k_stride, dim, 0, 0);
-            } else {
-                multiply_rows(c, rotated + row_group * 16 * l.rotated_stride, l.rotated_stride, k_rows, l.k_stride,
-                              pad_16(p.k_dim), 0, 0);
-                /* Both halves begin with zeros, which need not be multiplied. */
-                const uint16_t *q_rows = q + row_group * 16 * l.q_stride;
-                multiply_rows(c, q_rows, l.q_stride, v_rows, l.v_stride, half / 16 * 16, 0, n_pairs);
-                multiply_rows(c, q_rows + half / 16 * 16, l.q_stride, v_rows + half / 16 * 16, l.v_stride,
-                              dim - half / 16 * 16, 0, half % 16 == 0 ? n_pairs : 0);
-            }
+    /* ---- Steps ---- */
+
+    /* Where the keys hold only the rotated dimensions, those go to `rotated` and leave zeros in q. */
+    __device__ __forceinline__ void load_queries() const {
+        for (int i = (int)threadIdx.x; i < kRows * dim; i += 32 * kWarps) {
+            const int row = row0 + i / dim, d = i % dim;
+            const float value = row < n_rows ? p.q[index_of(row) * dim + d] : 0.0f;
+            const bool rotates = !p.has_v && d % half < n_pairs;
+            q[i / dim * l.q_stride + d] = float_to_half(rotates ? 0.0f : value);
+            if (rotates) rotated[i / dim * l.rotated_stride + d % half + d / half * n_pairs] = float_to_half(value);
+        }
+        const int padding = p.has_v ? 0 : pad_16(p.k_dim) - p.k_dim;
+        for (int i = (int)threadIdx.x; i < kRows * padding; i += 32 * kWarps)
+            rotated[i / padding * l.rotated_stride + p.k_dim + i % padding] = 0;
+    }
+
+    /* scores (kRows, kKeys) = q · kᵀ: a warp has 16 rows and 8 keys. */
+    __device__ __forceinline__ void score() const {
+        if (slice * 8 >= kKeys) return;
+        float c[2][4] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
+        const uint16_t *k_rows = k + slice * 8 * l.k_stride, *v_rows = v + slice * 8 * l.v_stride;
+        const uint16_t *q_rows = q + row_group * 16 * l.q_stride;
+        if (p.has_v) {
+            multiply_rows(c, q_rows, l.q_stride, k_rows, l.k_stride, dim, 0, 0);
+        } else {
+            multiply_rows(c, rotated + row_group * 16 * l.rotated_stride, l.rotated_stride, k_rows, l.k_stride,
+                          pad_16(p.k_dim), 0, 0);
+            /* Both halves begin with zeros, which need not be multiplied. */
+            const int middle = half / 16 * 16;
+            multiply_rows(c, q_rows, l.q_stride, v_rows, l.v_stride, middle, 0, n_pairs);
+            multiply_rows(c, q_rows + middle, l.q_stride, v_rows + middle, l.v_stride, dim - middle, 0,
+                          half % 16 == 0 ? n_pairs : 0);
+        }
 #pragma unroll
-            for (int i = 0; i < 4; i++)
-                scores[(row_group * 16 + lane / 4 + i / 2 * 8) * (kKeys + 4) + slice * 8 + lane % 4 * 2 + i % 2] =
-                    c[0][i] + c[1][i];
-        }
-        __syncthreads(); /* the scores stand, and the keys have been read */
-        const int next = next_visible(tile + 1);
-        if (next < tile_end) load_keys(next);
-        cp_async_commit();
+        for (int i = 0; i < 4; i++)
+            scores[(row_group * 16 + lane / 4 + i / 2 * 8) * (kKeys + 4) + slice * 8 + lane % 4 * 2 + i % 2] =
+                c[0][i] + c[1][i];
+    }
 
-        constexpr int kPart = kKeys / 8;
+    /* weights = exp(scores − maximum so far), and what earlier sums are to be multiplied by. */
+    __device__ __forceinline__ void online_softmax(int tile) {
+        const int n_keys = keys_of(tile), key0 = span_of(tile).position + first_key(tile);
         float s[kPart], largest = maximum;
 #pragma unroll
         for (int i = 0; i < kPart; i++) {
-            int key = my_part * kPart + i;
+            const int key = my_part * kPart + i;
             s[i] = key < n_keys && is_visible(p, my_query, key0 + key) ? scores[my_row * (kKeys + 4) + key] : -INFINITY;
             largest = fmaxf(largest, s[i]);
         }
@@ -244,31 +214,32 @@ __global__ void __launch_bounds__(32 * kWarps, kSliceTiles == 16 ? 1 : 2) attent
         float sum = 0;
 #pragma unroll
         for (int i = 0; i < kPart; i++) {
-            float weight = any ? __expf(s[i] - largest) : 0.0f;
+            const float weight = any ? __expf(s[i] - largest) : 0.0f;
             weights[my_row * (kKeys + 8) + my_part * kPart + i] = float_to_half(weight);
             sum += weight;
         }
 #pragma unroll
         for (int bits = 1; bits < 8; bits *= 2) sum += __shfl_xor_sync(0xffffffff, sum, bits);
-        normaliser = normaliser * correction + sum;
+        denominator = denominator * correction + sum;
         maximum = largest;
         if (my_part == 0) corrections[my_row] = correction;
-        cp_async_wait<1>(); /* the values; the next keys may be on their way */
-        __syncthreads();
+    }
 
+    /* acc = acc · correction + weights · v: a warp has 16 rows and a quarter of the head. */
+    __device__ __forceinline__ void accumulate() {
         const float correct[2] = {corrections[row_group * 16 + lane / 4], corrections[row_group * 16 + lane / 4 + 8]};
 #pragma unroll
         for (int i = 0; i < kSliceTiles; i++)
 #pragma unroll
             for (int j = 0; j < 4; j++) acc[i][j] *= correct[j / 2];
+        const uint16_t *a_row = weights + (row_group * 16 + lane / 8 % 2 * 8 + lane % 8) * (kKeys + 8) + lane / 16 * 8;
 #pragma unroll
         for (int step = 0; step < kKeys; step += 16) {
             uint32_t a[4];
-            ldmatrix_x4(a,
-                        weights + (row_group * 16 + lane / 8 % 2 * 8 + lane % 8) * (kKeys + 8) + step + lane / 16 * 8);
+            ldmatrix_x4(a, a_row + step);
 #pragma unroll
             for (int i = 0; i < kSliceTiles; i += 2) {
-                int d = (slice * kSliceTiles + i) * 8;
+                const int d = (slice * kSliceTiles + i) * 8;
                 if (d >= dim) continue;
                 uint32_t b[4];
                 ldmatrix_x4_trans(b, v + (step + lane / 8 % 2 * 8 + lane % 8) * l.v_stride + d + lane / 16 * 8);
@@ -276,31 +247,60 @@ __global__ void __launch_bounds__(32 * kWarps, kSliceTiles == 16 ? 1 : 2) attent
                 mma_f16_k16(acc[i + 1], a, b + 2);
             }
         }
-        tile = next;
     }
 
-    /* The normalisers are handed to the threads that hold the sums. */
-    __syncthreads();
-    if (my_part == 0) corrections[my_row] = p.n_splits == 1 ? normaliser : 1.0f;
-    if (my_part == 0 && p.n_splits > 1 && row0 + my_row < n_rows) {
-        int row = row0 + my_row;
-        int64_t index = (int64_t)(row / group) * p.n_heads + kv_head * group + row % group;
-        float *m = p.partial_max + ((int64_t)blockIdx.z * p.n * p.n_heads + index) * 2;
-        m[0] = maximum;
-        m[1] = normaliser;
-    }
-    __syncthreads();
-    float *out = p.n_splits == 1 ? p.out : p.partial + (int64_t)blockIdx.z * p.n * p.n_heads * dim;
-#pragma unroll
-    for (int i = 0; i < kSliceTiles; i++)
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            int local = row_group * 16 + lane / 4 + j / 2 * 8, row = row0 + local;
-            int d = (slice * kSliceTiles + i) * 8 + lane % 4 * 2 + j % 2;
-            if (row < n_rows && d < dim)
-                out[((int64_t)(row / group) * p.n_heads + kv_head * group + row % group) * dim + d] =
-                    acc[i][j] / corrections[local];
+    /* The denominators are handed to the threads that hold the sums; of a split, to join_kernel. */
+    __device__ __forceinline__ void write() const {
+        __syncthreads();
+        if (my_part == 0) corrections[my_row] = p.n_splits == 1 ? denominator : 1.0f;
+        if (my_part == 0 && p.n_splits > 1 && row0 + my_row < n_rows) {
+            float *m = p.partial_max + ((int64_t)blockIdx.z * p.n * p.n_heads + index_of(row0 + my_row)) * 2;
+            m[0] = maximum;
+            m[1] = denominator;
         }
+        __syncthreads();
+        float *out = p.n_splits == 1 ? p.out : p.partial + (int64_t)blockIdx.z * p.n * p.n_heads * dim;
+#pragma unroll
+        for (int i = 0; i < kSliceTiles; i++)
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                const int local = row_group * 16 + lane / 4 + j / 2 * 8, row = row0 + local;
+                const int d = (slice * kSliceTiles + i) * 8 + lane % 4 * 2 + j % 2;
+                if (row < n_rows && d < dim) out[index_of(row) * dim + d] = acc[i][j] / corrections[local];
+            }
+    }
+};
+
+template <int kSliceTiles, int kKeys>
+__global__ void __launch_bounds__(32 * kWarps, kSliceTiles == 16 ? 1 : 2) attention_kernel(AttentionParams p) {
+    KernelOrder launch_order;
+    AttentionBlock<kSliceTiles, kKeys> block(p);
+    block.load_queries();
+    int tile = block.next_visible((int)blockIdx.z * p.tiles_per_split);
+    if (tile < block.tile_end) block.load_keys(tile);
+    cp_async_commit();
+    while (tile < block.tile_end) {
+        /* Values are loaded while scores are computed, the next keys while values are multiplied. */
+        cp_async_wait<0>();
+        __syncthreads(); /* the keys have arrived, and the last tile's values have been read */
+        block.load_values(tile);
+        cp_async_commit();
+        if (!p.has_v) { /* scores need the values too */
+            cp_async_wait<0>();
+            __syncthreads();
+        }
+        block.score();
+        __syncthreads(); /* the scores stand, and the keys have been read */
+        const int next = block.next_visible(tile + 1);
+        if (next < block.tile_end) block.load_keys(next);
+        cp_async_commit();
+        block.online_softmax(tile);
+        cp_async_wait<1>(); /* the values; the next keys may be on their way */
+        __syncthreads();
+        block.accumulate();
+        tile = next;
+    }
+    block.write();
 }
 
 constexpr int kJoinWarps = 4;
@@ -310,60 +310,16 @@ __global__ void __launch_bounds__(32 * kJoinWarps) join_kernel(AttentionParams p
     KernelOrder launch_order;
     const int64_t rows = (int64_t)p.n * p.n_heads, row = (int64_t)blockIdx.x * kJoinWarps + threadIdx.x / 32;
     if (row >= rows) return;
-    float largest = -INFINITY, normaliser = 0;
+    float largest = -INFINITY, denominator = 0;
     for (int s = 0; s < p.n_splits; s++) largest = fmaxf(largest, p.partial_max[(s * rows + row) * 2]);
     for (int s = 0; s < p.n_splits; s++)
-        normaliser += p.partial_max[(s * rows + row) * 2 + 1] * __expf(p.partial_max[(s * rows + row) * 2] - largest);
+        denominator += p.partial_max[(s * rows + row) * 2 + 1] * __expf(p.partial_max[(s * rows + row) * 2] - largest);
     for (int d = (int)threadIdx.x % 32; d < p.head_dim; d += 32) {
         float sum = 0;
         for (int s = 0; s < p.n_splits; s++)
             sum += p.partial[(s * rows + row) * p.head_dim + d] * __expf(p.partial_max[(s * rows + row) * 2] - largest);
-        p.out[row * p.head_dim + d] = sum / normaliser;
+        p.out[row * p.head_dim + d] = sum / denominator;
     }
-}
-
-/* ---- In float32 ----------------------------------------------------------------------------------------------- */
-
-/* A warp for each query and head, for caches of float32: slow, and as exact as the CPU. */
-__global__ void __launch_bounds__(32 * kJoinWarps, 3) exact_kernel(AttentionParams p) {
-    KernelOrder launch_order;
-    const int lane = (int)threadIdx.x % 32, dim = p.head_dim, half = dim / 2, n_pairs = p.n_rot / 2;
-    const int64_t item = (int64_t)blockIdx.x * kJoinWarps + threadIdx.x / 32;
-    if (item >= (int64_t)p.n * p.n_heads) return;
-    const int kv_head = (int)(item % p.n_heads) / (p.n_heads / p.n_kv_heads);
-    const int query_position = p.position + (int)(item / p.n_heads);
-    const float *q = p.q + item * dim;
-    float acc[kMaxHeadDim / 32], maximum = -INFINITY, normaliser = 0;
-    for (int j = 0; j < kMaxHeadDim / 32; j++) acc[j] = 0;
-    for (int s = 0; s < p.n_spans; s++)
-        for (int i = 0; i < p.spans[s].n; i++) {
-            const Span &span = p.spans[s];
-            if (!is_visible(p, query_position, span.position + i)) continue;
-            const int64_t row = kv_head * span.capacity + (span.position + i) % span.capacity;
-            float score = 0;
-            for (int d = lane; d < dim; d += 32) {
-                float key;
-                if (p.has_v)
-                    key = cache_value(p.type_k, span.k, row, dim, d);
-                else if (d % half < n_pairs)
-                    key = cache_value(p.type_k, span.k, row, p.k_dim, d % half + d / half * n_pairs);
-                else
-                    key = cache_value(p.type_v, span.v, row, dim, d);
-                score += q[d] * key;
-            }
-            score = warp_sum(score);
-            const float largest = fmaxf(maximum, score);
-            const float correction = expf(maximum - largest), weight = expf(score - largest);
-            normaliser = normaliser * correction + weight;
-            maximum = largest;
-#pragma unroll
-            for (int j = 0; j < kMaxHeadDim / 32; j++)
-                if (lane + 32 * j < dim)
-                    acc[j] = acc[j] * correction + weight * cache_value(p.type_v, span.v, row, dim, lane + 32 * j);
-        }
-#pragma unroll
-    for (int j = 0; j < kMaxHeadDim / 32; j++)
-        if (lane + 32 * j < dim) p.out[item * dim + lane + 32 * j] = acc[j] / normaliser;
 }
 
 template <int kKeys> void launch_tiles(const Queue &queue, const AttentionParams &p) {
@@ -407,8 +363,7 @@ void attend(const Queue &queue, const AttentionTask &t) {
     p.out = t.out;
 
     if (t.type_k == DG_TYPE_F32 || t.type_v == DG_TYPE_F32) {
-        launch(exact_kernel, dim3((unsigned)ceil_div((int64_t)t.n * t.n_heads, kJoinWarps)), dim3(32 * kJoinWarps), 0,
-               queue.stream, p);
+        attend_exactly(queue, p);
         return;
     }
     const bool wide = layout_of<32>(p.head_dim, p.k_dim, p.has_v).bytes > kMaxSharedBytes;

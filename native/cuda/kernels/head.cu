@@ -1,10 +1,10 @@
 /* Logits, their statistics, the draw, and the soft embedding of narrow distributions, without ever holding the logits.
  *
- * One pass over the vocabulary leaves of each tile of 64 tokens and each position: the largest z, Σ exp(z − largest),
- * Σ exp(z − largest) · (z − largest), and where the largest stands. From these follow argmax, normaliser and entropy,
- * which tile a draw falls into, and how much probability each tile has. Only a few tiles are then looked at again: the
- * draw's, and those that make up the soft embedding but for the mass that may be dropped. Where that takes more than
- * kMaxLooks tiles, soften.cu takes all. */
+ * One pass over the vocabulary leaves of each vocabulary block (64 tokens) and each position: the largest z,
+ * Σ exp(z − largest), Σ exp(z − largest) · (z − largest), and where the largest stands. From these follow argmax,
+ * denominator and entropy, which block a draw falls into, and how much probability each block has. Only a few blocks
+ * are then looked at again: the draw's, and those that make up the soft embedding but for the mass that may be dropped.
+ * Where that takes more than kMaxLooks blocks, soften.cu takes all. */
 #include "cuda/kernels/head.cuh"
 #include "cuda/kernels/reduce.cuh"
 
@@ -16,7 +16,7 @@ template <class F>
 __global__ void __launch_bounds__(DenseProduct<F>::kThreads, kDenseBlocks<F>) statistics_kernel(HeadParams p) {
     KernelOrder launch_order;
     using P = DenseProduct<F>;
-    static_assert(P::kBlockRowTiles * kTileRows == kVocabularyTile, "");
+    static_assert(P::kBlockRowTiles * kTileRows == kVocabularyBlock, "");
     const int tile = (int)blockIdx.y, token0 = (int)blockIdx.x * P::kBlockTokens;
     const int n_tokens = min(p.n - token0, P::kBlockTokens);
     typename P::Accumulators z;
@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(DenseProduct<F>::kThreads, kDenseBlocks<F>) st
 
     /* A token's 64 values are held by the eight lanes of one t in both warps of rows. */
     float4 *halves = shared_memory<float4>(); /* (kBlockTokens) of the second warp of rows */
-    const int lane = (int)threadIdx.x % 32, row0 = tile * kVocabularyTile + P::row_warp() * 32 + lane / 4;
+    const int lane = (int)threadIdx.x % 32, row0 = tile * kVocabularyBlock + P::row_warp() * 32 + lane / 4;
     float4 mine[8][2];
 #pragma unroll
     for (int n = 0; n < 8; n++)
@@ -170,20 +170,20 @@ __global__ void __launch_bounds__(kDrawThreads) draw_kernel(HeadParams p, int n_
     sums[thread] = sum;
     weighted[thread] = weight;
     __syncthreads();
-    double normaliser = 0, total = 0;
+    double denominator = 0, total = 0;
     for (int i = 0; i < kDrawThreads; i++) {
-        normaliser += sums[i];
+        denominator += sums[i];
         total += weighted[i];
     }
     if (thread == 0) {
         p.canvas.argmax[token] = where;
-        p.canvas.entropies[token] = fmaxf(0.0f, (float)(log(normaliser) - total / normaliser));
-        if (!(normaliser > 0) || normaliser > 1e30) p.canvas.entropies[token] = NAN; /* damaged weights */
+        p.canvas.entropies[token] = fmaxf(0.0f, (float)(log(denominator) - total / denominator));
+        if (!(denominator > 0) || denominator > 1e30) p.canvas.entropies[token] = NAN; /* damaged weights */
         row->maximum = maximum;
-        row->normaliser = (float)normaliser;
+        row->denominator = (float)denominator;
 
         const float uniform = dg_candidate_uniform(p.canvas.rules, p.canvas.progress->step + 1, token);
-        const double target = (double)uniform * normaliser;
+        const double target = (double)uniform * denominator;
         double before = 0;
         int part = 0;
         while (part + 1 < kDrawThreads && before + sums[part] <= target && (part + 1) * per_thread < n_tiles)
@@ -196,14 +196,14 @@ __global__ void __launch_bounds__(kDrawThreads) draw_kernel(HeadParams p, int n_
     }
     if (!soft) return;
     __syncthreads();
-    for (int i = begin; i < end; i++) shares[i] = (float)(shares[i] / normaliser);
+    for (int i = begin; i < end; i++) shares[i] = (float)(shares[i] / denominator);
     __syncthreads();
     choose_looks(p, row, shares, n_tiles, begin, end, 0.5f * p.bound, reduce, wheres);
 }
 
 /* ---- Second looks --------------------------------------------------------------------------------------------- */
 
-/* exp(z − maximum) of one vocabulary tile for one token, into shared memory (kVocabularyTile). */
+/* exp(z − maximum) of one vocabulary block for one token, into shared memory (kVocabularyBlock). */
 template <class F> __device__ float *look(const HeadParams &p, int token, int tile) {
     using P = LookProduct<F>;
     typename P::Accumulators z;
@@ -217,7 +217,7 @@ template <class F> __device__ float *look(const HeadParams &p, int token, int ti
     return weights;
 }
 
-/* A block for each position: the first token of its tile at which the running sum exceeds the remainder. */
+/* A block for each position: the first token of its vocabulary block at which the running sum exceeds the remainder. */
 template <class F> __global__ void __launch_bounds__(LookProduct<F>::kThreads, 8) candidate_kernel(HeadParams p) {
     KernelOrder launch_order;
     const int token = (int)blockIdx.x;
@@ -227,13 +227,13 @@ template <class F> __global__ void __launch_bounds__(LookProduct<F>::kThreads, 8
     const float remainder = p.scratch.rows[token].remainder;
     double sum = 0;
     int chosen = 0; /* rounding may leave the sum short of the remainder: then the last token that has any weight */
-    for (int i = 0; i < kVocabularyTile; i++) {
+    for (int i = 0; i < kVocabularyBlock; i++) {
         if (!(weights[i] > 0)) continue;
         chosen = i;
         sum += weights[i];
         if (sum > remainder) break;
     }
-    p.canvas.candidates[token] = min(tile * kVocabularyTile + chosen, p.n_vocab - 1);
+    p.canvas.candidates[token] = min(tile * kVocabularyBlock + chosen, p.n_vocab - 1);
 }
 
 /* A block for each position and look. */
@@ -243,8 +243,8 @@ template <class F> __global__ void __launch_bounds__(LookProduct<F>::kThreads, 8
     const HeadRow &row = p.scratch.rows[token];
     if (i >= row.n_looks) return;
     const float *weights = look<F>(p, token, row.looks[i]);
-    p.scratch.look_weights[((int64_t)token * kMaxLooks + i) * kVocabularyTile + threadIdx.x] =
-        weights[threadIdx.x] / row.normaliser;
+    p.scratch.look_weights[((int64_t)token * kMaxLooks + i) * kVocabularyBlock + threadIdx.x] =
+        weights[threadIdx.x] / row.denominator;
 }
 
 constexpr int kGatherThreads = 192;
@@ -257,18 +257,18 @@ __global__ void __launch_bounds__(kGatherThreads) gather_kernel(HeadParams p, in
     const HeadRow &row = p.scratch.rows[token];
     if (row.n_looks < 0) return;
     if (p.scale != nullptr) gain *= *p.scale;
-    const float *weights = p.scratch.look_weights + (int64_t)token * kMaxLooks * kVocabularyTile;
-    const float least = 0.5f * p.bound / (kMaxLooks * kVocabularyTile); /* together at most half of the bound */
+    const float *weights = p.scratch.look_weights + (int64_t)token * kMaxLooks * kVocabularyBlock;
+    const float least = 0.5f * p.bound / (kMaxLooks * kVocabularyBlock); /* together at most half of the bound */
     for (int item = (int)threadIdx.x; item < (int)p.k_tiles * 4; item += kGatherThreads) {
         const int k_tile = item / 4, t = item % 4;
         float acc[F::kLaneColumns];
 #pragma unroll
         for (int i = 0; i < F::kLaneColumns; i++) acc[i] = 0;
         for (int i = 0; i < row.n_looks; i++)
-            for (int r = 0; r < kVocabularyTile; r += r % 16 == 7 ? 9 : 1) { /* rows r and r + 8 lie in one lane */
-                const float w[2] = {weights[i * kVocabularyTile + r], weights[i * kVocabularyTile + r + 8]};
+            for (int r = 0; r < kVocabularyBlock; r += r % 16 == 7 ? 9 : 1) { /* rows r and r + 8 lie in one lane */
+                const float w[2] = {weights[i * kVocabularyBlock + r], weights[i * kVocabularyBlock + r + 8]};
                 if (w[0] < least && w[1] < least) continue;
-                const int row_tile = row.looks[i] * (kVocabularyTile / kTileRows) + r / 16;
+                const int row_tile = row.looks[i] * (kVocabularyBlock / kTileRows) + r / 16;
                 if (row_tile >= p.row_tiles) continue;
                 for_each_value<F>(p.tiles + (uint64_t)row_tile * p.row_tile_bytes, k_tile, r % 8 * 4 + t,
                                   [&](int half, int slot, float value) { acc[slot] += w[half] * value; });
@@ -294,7 +294,7 @@ __global__ void __launch_bounds__(DenseProduct<F>::kThreads, kDenseBlocks<F>)
     head_logits<P>(z, p, tile * P::kBlockRowTiles, n_tokens, ConsecutiveRows{token0});
     P::for_each(z, [&](int row, int token, float value) {
         if (token < n_tokens)
-            out[(int64_t)(token0 + token) * kLogitsChunk + (int)blockIdx.y * kVocabularyTile + row] = value;
+            out[(int64_t)(token0 + token) * kLogitsChunk + (int)blockIdx.y * kVocabularyBlock + row] = value;
     });
 }
 
@@ -302,7 +302,7 @@ __global__ void __launch_bounds__(DenseProduct<F>::kThreads, kDenseBlocks<F>)
 
 void sample_head(const Queue &queue, const HeadTask &task) {
     HeadParams p = head_params(task);
-    const int n_tiles = (int)ceil_div(p.n_vocab, kVocabularyTile);
+    const int n_tiles = (int)ceil_div(p.n_vocab, kVocabularyBlock);
     const unsigned n = (unsigned)task.n;
     cudaMemsetAsync(task.scratch.any_dense, 0, (size_t)ceil_div(task.n, kSoftTokens) * sizeof(int32_t), queue.stream);
     with_format(task.embedding.type, [&](auto format) {
@@ -314,7 +314,7 @@ void sample_head(const Queue &queue, const HeadTask &task) {
             kDrawThreads * (2 * sizeof(double) + sizeof(int) + sizeof(float)) + (size_t)(32 + n_tiles) * sizeof(float);
         launch(draw_kernel, dim3(n), dim3(kDrawThreads), bytes, queue.stream, p, n_tiles, task.soft != nullptr);
         using L = LookProduct<F>;
-        static_assert(L::kThreads == kVocabularyTile && L::kSharedBytes >= kVocabularyTile * 4, "");
+        static_assert(L::kThreads == kVocabularyBlock && L::kSharedBytes >= kVocabularyBlock * 4, "");
         launch(candidate_kernel<F>, dim3(n), dim3(L::kThreads), L::kSharedBytes, queue.stream, p);
         if (task.soft == nullptr) return;
         if (p.bound > 0) {
@@ -332,8 +332,8 @@ void chunk_logits(const Queue &queue, const HeadTask &task, int64_t first, int c
     p.temperature = nullptr;
     with_format(task.embedding.type, [&](auto format) {
         using P = DenseProduct<decltype(format)>;
-        dim3 grid((unsigned)ceil_div(task.n, P::kBlockTokens), (unsigned)ceil_div(count, kVocabularyTile));
+        dim3 grid((unsigned)ceil_div(task.n, P::kBlockTokens), (unsigned)ceil_div(count, kVocabularyBlock));
         launch(logits_kernel<decltype(format)>, grid, dim3(P::kThreads), P::kSharedBytes, queue.stream, p,
-               (int)(first / kVocabularyTile), (float *)task.scratch.chunk);
+               (int)(first / kVocabularyBlock), (float *)task.scratch.chunk);
     });
 }

@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(DenseProduct<F>::kThreads, kDenseBlocks<F>)
     P::for_each(z, [&](int row, int token, float value) {
         if (token >= n_tokens) return;
         float weight = kWeightScale * expf(value - p.scratch.rows[token0 + token].maximum);
-        int64_t index = (int64_t)(token0 + token) * kChunk<F> + (int)blockIdx.y * kVocabularyTile + row;
+        int64_t index = (int64_t)(token0 + token) * kChunk<F> + (int)blockIdx.y * kVocabularyBlock + row;
         for (int i = 0; i < kTerms<F>; i++) p.scratch.chunk[(int64_t)i * p.n * kChunk<F> + index] = term(weight, i);
     });
 }
@@ -155,7 +155,7 @@ template <class F> __global__ void __launch_bounds__(kSoftThreads) soften_kernel
 
 constexpr int kFinishThreads = 256;
 
-/* soft = sums / normaliser for the tokens that need the dense form. */
+/* soft = sums / denominator for the tokens that need the dense form. */
 __global__ void __launch_bounds__(kFinishThreads) finish_kernel(HeadParams p, int n_embd, float gain, float *soft) {
     KernelOrder launch_order;
     const int token = (int)blockIdx.x;
@@ -165,7 +165,7 @@ __global__ void __launch_bounds__(kFinishThreads) finish_kernel(HeadParams p, in
     for (int i = (int)threadIdx.x; i < n_embd; i += kFinishThreads) {
         float sum = 0;
         for (int s = 0; s < kSoftSplits; s++) sum += p.scratch.soft_sums[((int64_t)s * p.n + token) * n_embd + i];
-        soft[(int64_t)token * n_embd + i] = sum * (gain / kWeightScale) / row.normaliser;
+        soft[(int64_t)token * n_embd + i] = sum * (gain / kWeightScale) / row.denominator;
     }
 }
 
@@ -199,13 +199,13 @@ __global__ void begin_kernel(HeadRow *rows, int32_t *any_dense, int n) {
     KernelOrder launch_order;
     for (int i = (int)threadIdx.x; i < n; i += (int)blockDim.x) {
         rows[i].maximum = -INFINITY;
-        rows[i].normaliser = 0;
+        rows[i].denominator = 0;
         rows[i].n_looks = -1;
         any_dense[i / kSoftTokens] = 1;
     }
 }
 
-/* A block for each position: the running maximum and normaliser. */
+/* A block for each position: the running maximum and denominator. */
 __global__ void __launch_bounds__(kFinishThreads) given_statistics_kernel(const float *z, int count, HeadRow *rows) {
     KernelOrder launch_order;
     float *shared = shared_memory<float>(); /* (32), (kFinishThreads) */
@@ -221,7 +221,7 @@ __global__ void __launch_bounds__(kFinishThreads) given_statistics_kernel(const 
     sum = block_sum(sum, shared);
     if (threadIdx.x == 0) {
         rows[blockIdx.x].maximum = largest;
-        rows[blockIdx.x].normaliser = rows[blockIdx.x].normaliser * expf(before - largest) + sum;
+        rows[blockIdx.x].denominator = rows[blockIdx.x].denominator * expf(before - largest) + sum;
     }
 }
 
@@ -245,9 +245,9 @@ void soften_dense(const Queue &queue, const HeadTask &task) {
         using P = DenseProduct<F>;
         for (int64_t first = 0; first < p.n_vocab; first += kChunk<F>) {
             int64_t count = p.n_vocab - first < kChunk<F> ? p.n_vocab - first : kChunk<F>;
-            dim3 grid((unsigned)ceil_div(task.n, P::kBlockTokens), (unsigned)ceil_div(count, kVocabularyTile));
+            dim3 grid((unsigned)ceil_div(task.n, P::kBlockTokens), (unsigned)ceil_div(count, kVocabularyBlock));
             launch(weights_kernel<F>, grid, dim3(P::kThreads), P::kSharedBytes, queue.stream, p,
-                   (int)(first / kVocabularyTile));
+                   (int)(first / kVocabularyBlock));
             add_chunk<F>(queue, task, task.scratch.chunk, kChunk<F>, first, count);
         }
     });
