@@ -228,8 +228,8 @@ typedef struct dg_model_info {
     const char *file_note; /* what the file leaves open, and how it was understood; "" otherwise */
 } dg_model_info;
 
-/* Whether dg_model_open would open the file for the CPU: reads all its keys, norms and scales, and no other weights. For
- * whoever writes such files. */
+/* Whether dg_model_open would open the file for the CPU: reads all its keys, norms and scales, and no other weights.
+ * For whoever writes such files. */
 dg_status dg_model_check(const char *path, dg_error *error);
 
 dg_status dg_model_open(const char *path, const dg_model_params *params, dg_model **model, dg_error *error);

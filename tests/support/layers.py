@@ -113,7 +113,8 @@ def imports(source: Path) -> Graph:
     graph: Graph = {}
     for module, path in modules.items():
         package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-        graph[module] = found = set()
+        found: set[str] = set()
+        graph[module] = found
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 found.update(alias.name for alias in node.names)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gguf
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -41,13 +43,13 @@ def gguf_decoded(name: str, data: np.ndarray, shape: tuple[int, int]) -> np.ndar
 
 
 def encoded(
-    values: np.ndarray, name: str, *, source: str = "f32", **options
+    values: np.ndarray, name: str, *, source: str = "f32", **options: Any
 ) -> tuple[np.ndarray, float]:
     n_rows, n_cols = values.shape
     return _native.quantize(values, source, name, n_rows, n_cols, **options)
 
 
-def round_trip(values: np.ndarray, name: str, **options) -> np.ndarray:
+def round_trip(values: np.ndarray, name: str, **options: Any) -> np.ndarray:
     """Encoded here, decoded by the gguf package; NVFP4 with a multiplier, if not told otherwise."""
     options.setdefault("with_multiplier", True)
     data, multiplier = encoded(values, name, **options)
