@@ -64,7 +64,7 @@ static void load(const uint8_t *bytes, size_t n) {
     dg_draft draft;
     PROMISE(dg_canvas_begin(session, NULL, &error) == DG_OK);
     status = dg_canvas_step(session, &draft, &error);
-    PROMISE(status == DG_OK || status == DG_ERROR_MODEL_FILE); /* keys and values may be no numbers */
+    PROMISE(status == DG_OK || status == DG_ERROR_MODEL_FILE); /* keys and values may be huge */
     for (int32_t i = 0; i < info.canvas_length && status == DG_OK; i++)
         PROMISE(draft.tokens[i] >= 0 && draft.tokens[i] < info.n_vocab);
 }

@@ -81,19 +81,31 @@ def gguf_seeds() -> dict[str, bytes]:
 def session_seeds() -> dict[str, bytes]:
     """Sessions of the model that run.sh makes: of any length that the context allows."""
     import dgemma
-    from dgemma_convert.synth import synthesize
+    from support import small_model
 
     seeds = {}
     with tempfile.TemporaryDirectory() as folder:
-        model, saved = Path(folder) / "model.gguf", Path(folder) / "session"
-        synthesize("tiny-random", model, "q8_0", progress=False)
+        model, saved = small_model.write(Path(folder) / "model.gguf"), Path(folder) / "session"
         for n in (0, 1, 9, 20):
             with dgemma.DiffusionGemma(model, n_ctx=128, n_batch=8, n_threads=1) as llm:
-                llm.default_session.prefill([7 * i % 1024 for i in range(n)])
+                llm.default_session.prefill([7 * i % 64 for i in range(n)])
                 llm.save(saved)
             seeds[f"tokens{n}"] = saved.read_bytes()
     seeds["cut"] = seeds["tokens9"][:-7]
     seeds["header"] = seeds["tokens9"][:47]
+    return seeds
+
+
+def model_seeds() -> dict[str, bytes]:
+    """Lists of changes to the small model: fuzz_model.c says what the six bytes of one mean."""
+    seeds = {"none": b""}
+    for what in range(8):
+        seeds[f"key{what}"] = bytes([0, 3 + 5 * what, what, 5, 1, 0])
+        seeds[f"tensor{what}"] = bytes([1, 7 * what, what, 3, 1, 0])
+    seeds["other_layout"] = b"".join(
+        [bytes([1, 2, 4, 0, 0, 0])] + [bytes([1, i, 0, 0, 0, 0]) for i in (21, 43)]
+    )
+    seeds["two"] = seeds["key2"] + seeds["tensor3"]
     return seeds
 
 
@@ -108,3 +120,4 @@ def write(folder: Path, seeds: dict[str, bytes]) -> None:
 if __name__ == "__main__":
     write(HERE / "corpus" / "gguf", gguf_seeds())
     write(HERE / "corpus" / "session", session_seeds())
+    write(HERE / "corpus" / "model", model_seeds())

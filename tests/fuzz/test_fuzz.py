@@ -19,27 +19,26 @@ from dgemma.errors import Error
 from dgemma.importance import Importance, save_importance
 from dgemma.values import Activations
 from dgemma_convert.safetensors_file import SafetensorsFile
-from dgemma_convert.synth import synthesize
+from support import small_model
 from support.build import ROOT, kernel_tests
 
-RUNS = 1500
+RUNS = {"gguf": 1500, "session": 1500, "model": 400}
 DAMAGED = 500
 
 
 @pytest.fixture(scope="module")
 def targets() -> Path:
     """The folder of the targets, built with sanitizers and tests/fuzz/driver.c."""
-    build = kernel_tests("fuzz_gguf", "fuzz_session")
+    build = kernel_tests(*(f"fuzz_{name}" for name in RUNS))
     return build / "tests" / "fuzz"
 
 
-@pytest.mark.parametrize("name", ["gguf", "session"])
+@pytest.mark.parametrize("name", RUNS)
 def test_target(targets: Path, name: str, tmp_path: Path) -> None:
-    model = tmp_path / "model.gguf"
-    synthesize("tiny-random", model, "q8_0", progress=False)
+    model = small_model.write(tmp_path / "model.gguf")
     corpus = ROOT / "tests" / "fuzz" / "corpus" / name
     done = subprocess.run(
-        [targets / f"fuzz_{name}", f"-runs={RUNS}", "-seed=1", corpus],
+        [targets / f"fuzz_{name}", f"-runs={RUNS[name]}", "-seed=1", corpus],
         env={**os.environ, "DGEMMA_FUZZ_MODEL": str(model)},
         capture_output=True,
         text=True,
@@ -47,7 +46,7 @@ def test_target(targets: Path, name: str, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     print(done.stdout)
-    assert f"{RUNS} changed inputs" in done.stdout
+    assert f"{RUNS[name]} changed inputs" in done.stdout
 
 
 # ---- Parsers in Python ---------------------------------------------------------------------------
