@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+
+from dgemma.cli.common import Subparsers, add_common_options, print_json
 
 from .conversion import convert
 from .hub import download
@@ -14,11 +14,6 @@ from .production import Report, describe
 from .requantize import quantize
 from .synth import PRESETS, synthesize
 from .writer import parse_size
-
-if TYPE_CHECKING:
-    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
-else:
-    Subparsers = Any
 
 TYPE_NAMES = " ".join(t.name.lower() for t in TYPES)
 
@@ -85,13 +80,9 @@ def _add_type_options(parser: argparse.ArgumentParser) -> None:
         "--split-max-size", metavar="N", help="write shards of at most this size, such as 4G"
     )
     parser.add_argument(
-        "--threads", metavar="N", type=int, default=0, help="default: one a physical core"
-    )
-    parser.add_argument(
         "--dry-run", action="store_true", help="only say what each tensor would become"
     )
-    parser.add_argument("--force", action="store_true", help="replace an existing file")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_common_options(parser, "threads", "force", "json", "progress")
 
 
 def _run_convert(args: argparse.Namespace) -> int:
@@ -116,7 +107,7 @@ def _run_convert(args: argparse.Namespace) -> int:
 
 def _print(report: Report, as_json: bool) -> int:
     if as_json:
-        print(json.dumps(report.to_json(), ensure_ascii=False))
+        print_json(report.to_json())
         return 0
     if report.dry_run:
         for tensor in report.tensors:
@@ -185,12 +176,7 @@ def add_synth_parser(subparsers: Subparsers) -> None:
         help=f"{' '.join(MIXES)} (default: %(default)s)",
     )
     parser.add_argument("--outfile", metavar="F", type=Path, required=True, help="file to write")
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the weights")
-    parser.add_argument(
-        "--threads", metavar="N", type=int, default=0, help="default: one a physical core"
-    )
-    parser.add_argument("--force", action="store_true", help="replace an existing file")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_common_options(parser, "seed", "threads", "force", "json", "progress")
     parser.set_defaults(run=_run_synth)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -11,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from gguf import LlamaFileType
-from tqdm import tqdm
 
 from dgemma.errors import Error
 from dgemma.importance import Importance
 from dgemma.opening import check_file
+from dgemma.progress import progress_bar
 
 from . import encode
 from .errors import ConvertError
@@ -143,14 +142,11 @@ def _write(
         Writer(
             target.path, keys, infos, force=target.force, split_max_size=target.split_max_size
         ) as writer,
-        tqdm(
-            total=sum(step.tensor.n_bytes for step in steps),
-            unit="B",
-            unit_scale=True,
-            desc=target.path.name,
-            # None asks tqdm to stay silent unless standard error is a terminal.
-            disable=None if target.progress else True,
-            file=sys.stderr,
+        progress_bar(
+            target.path.name,
+            sum(step.tensor.n_bytes for step in steps),
+            in_bytes=True,
+            enabled=target.progress,
         ) as bar,
     ):
         encode.run(steps, writer, target.threads, bar.update)
