@@ -2,88 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from dgemma_convert import convert
-
-REPOSITORY, COMMIT = "someone/some-model", "0123456789abcdef0123456789abcdef01234567"
-
-
-class Hub(ThreadingHTTPServer):
-    """Serves one folder as a repository; counts the files that were fetched."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.folder = folder
-        self.fetched: list[str] = []
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Hub
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        path = self.path.split("?")[0]
-        if path.startswith(f"/api/models/{REPOSITORY}/tree/"):
-            files = [
-                {"type": "file", "path": name, "size": file.stat().st_size, "oid": "0" * 40}
-                for name, file in self.files().items()
-            ]
-            self.answer(json.dumps(files).encode(), "application/json")
-        elif path.startswith(f"/api/models/{REPOSITORY}"):
-            info = {
-                "id": REPOSITORY,
-                "sha": COMMIT,
-                "private": False,
-                "tags": [],
-                "downloads": 0,
-                "likes": 0,
-                "siblings": [{"rfilename": name} for name in self.files()],
-            }
-            self.answer(json.dumps(info).encode(), "application/json")
-        elif path.startswith(f"/{REPOSITORY}/resolve/{COMMIT}/"):
-            name = path.rsplit("/", 1)[1]
-            if self.command == "GET":
-                self.server.fetched.append(name)
-            self.answer((self.server.folder / name).read_bytes(), "application/octet-stream")
-        else:
-            self.send_response(404)
-            self.send_header("X-Error-Code", "RepoNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-    def files(self) -> dict[str, Path]:
-        return {file.name: file for file in sorted(self.server.folder.iterdir())}
-
-    def answer(self, body: bytes, kind: str) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
+from support.hub import REPOSITORY, Hub, serving
 
 
 @pytest.fixture
@@ -92,13 +22,8 @@ def hub(checkpoint: Callable[[str], Path], tmp_path: Path) -> Iterator[Hub]:
     folder = Path(shutil.copytree(checkpoint("wide"), tmp_path / "hub"))
     for name in ("consolidated.safetensors", "pytorch_model.bin", "picture.png", "training.json"):
         (folder / name).write_bytes(b"large")
-    server = Hub(folder)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(folder) as server:
+        yield server
 
 
 def run(address: str, tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
