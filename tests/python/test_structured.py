@@ -159,6 +159,97 @@ def test_the_model_is_told() -> None:
     assert both == [{"role": "system", "content": f"Hi.\n\n{told}"}]
 
 
+# ---- Arguments that fit a tool's parameters ------------------------------------------------------
+
+PARAMETERS = {
+    "type": "object",
+    "properties": {
+        "n": {"type": "integer"},
+        "city": {"type": "string"},
+        "unit": {"enum": ["C", "F", None]},
+        "places": {"type": "array", "items": {"$ref": "#/$defs/place"}},
+    },
+    "required": ["city"],
+    "$defs": {"place": {"properties": {"open": {"type": "boolean"},
+                                       "next": {"$ref": "#/$defs/place"}}}},
+}  # fmt: skip
+MANY = {"properties": {name: {"type": ["integer", "null"]} for name in "edcbaf"}, "required": ["c"]}
+
+
+def fits(parameters: Any, text: str) -> bool:
+    tool = {"function": {"name": "f", "parameters": parameters}}
+    matcher = call_form([tool, "g"], named=False)._matcher
+    data = list(text.replace("'", '<|"|>').encode() + b"<tool_call|>")
+    return bool(
+        matcher.validate_tokens(data) == len(data)
+        and matcher.consume_tokens(data)
+        and matcher.is_accepting()
+    )
+
+
+@pytest.mark.parametrize(
+    ("parameters", "text", "expected"),
+    [
+        (PARAMETERS, "f{city:'Oslo'}", True),
+        (PARAMETERS, "f{n:-1,city:'Oslo',unit:'F'}", True),
+        (PARAMETERS, "f{unit:null,city:'',places:[]}", True),
+        (PARAMETERS, "f{city:'a',places:[{open:true,next:{next:{}}},{}]}", True),
+        (PARAMETERS, "f{}", False),
+        (PARAMETERS, "f{n:1}", False),
+        (PARAMETERS, "f{city:'a',n:1.5}", False),
+        (PARAMETERS, "f{city:'a',n:01}", False),
+        (PARAMETERS, "f{city:1}", False),
+        (PARAMETERS, "f{city:'a',unit:'K'}", False),
+        (PARAMETERS, "f{city:'a',places:[{open:1}]}", False),
+        (PARAMETERS, "f{city:'a',city:'b'}", False),
+        (PARAMETERS, "f{city:'a',other:1}", False),
+        (MANY, "f{a:1,c:2,f:null}", True),
+        (MANY, "f{c:2}", True),
+        (MANY, "f{a:1,f:2}", False),
+        (MANY, "f{c:1,a:2}", False),
+        ({}, "f{any:['thing',{x:1}]}", True),
+        ({"type": "object"}, "f{}", True),
+        ({"$ref": "#/$defs/a", "$defs": {"a": MANY}}, "f{}", False),
+        ({"properties": {"odd key": {"const": "x"}}}, "f{'odd key':'x'}", True),
+        (PARAMETERS, "g{any:1}", True),
+        (PARAMETERS, "h{}", False),
+    ],
+)
+def test_calls_fit_the_parameters(parameters: Any, text: str, expected: bool) -> None:
+    assert fits(parameters, text) is expected
+
+
+def test_parameters_that_are_too_deep() -> None:
+    deep: Any = {}
+    for _ in range(500):
+        deep = {"items": deep}
+    chain = {
+        f"d{i}": {"items": {"$ref": f"#/$defs/d{i + 1}"}, "type": "array"} for i in range(1200)
+    }
+    for bad in (deep, {"properties": {"a": {"$ref": "#/$defs/d0"}}, "$defs": chain}):
+        tools = ["f", {"function": {"name": "g", "parameters": bad}}]
+        with pytest.raises(dgemma.OptionError) as caught:
+            call_form(tools, named=False)
+        assert str(caught.value.param).startswith("tools")
+
+
+def test_a_forced_call_fits_its_parameters(tiny_gguf: Path) -> None:
+    numbers = {"type": "object", "required": ["n", "kind"],
+               "properties": {"n": {"type": "integer"}, "kind": {"enum": ["a", "b"]}}}  # fmt: skip
+    tool = {"type": "function", "function": {"name": "count", "parameters": numbers}}
+    with DiffusionGemma(tiny_gguf, n_ctx=1024, n_threads=1) as model:
+        answer = model.create_chat_completion(
+            QUESTION, tools=[tool], tool_choice="required", seed=1, max_tokens=200
+        )
+    (choice,) = answer["choices"]
+    for call in choice["message"].get("tool_calls", []):
+        arguments = json.loads(call["function"]["arguments"])
+        assert list(arguments) in (["n", "kind"], ["kind", "n"])
+        assert isinstance(arguments["n"], int)
+        assert arguments["kind"] in ("a", "b")
+    assert choice["message"].get("tool_calls") or choice["finish_reason"] == "length"
+
+
 # ---- With a model --------------------------------------------------------------------------------
 
 

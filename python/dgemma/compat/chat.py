@@ -55,7 +55,8 @@ class ChatCompletion(Completions):
             tool for tool in checked_tools(tools)
             if mode == "required" or (mode == "auto" and tool["function"]["name"] in names)
         ]  # fmt: skip
-        self._given, form = _forced_call(mode, names)
+        chosen = [tool for tool in tools if tool["function"]["name"] in names]
+        self._given, form = _forced_call(mode, chosen)
         if response_format is not None:
             asked, instruction = json_form(
                 response_format, after_thought=thinking, or_call=bool(tools)
@@ -206,13 +207,14 @@ def _call(call: ToolCall) -> JsonObject:
     return {"id": call.id, "type": "function", "function": function}
 
 
-def _forced_call(mode: str, names: Sequence[str]) -> tuple[str, Form | None]:
+def _forced_call(mode: str, tools: Sequence[Mapping[str, Any]]) -> tuple[str, Form | None]:
     """The beginning of the answer that a tool choice leaves no other way, and the form of the rest.
 
     The begun call is encoded with the prompt: the canvas settles behind it.
     """
     if mode != "required":
         return "", None
-    if len(names) == 1:
-        return f"{CALL}call:{names[0]}{{", call_form(names, named=True)
-    return f"{CALL}call:", call_form(names, named=False)
+    if len(tools) == 1:
+        name = tools[0]["function"]["name"]
+        return f"{CALL}call:{name}{{", call_form(tools, named=True)
+    return f"{CALL}call:", call_form(tools, named=False)

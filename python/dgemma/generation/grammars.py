@@ -62,7 +62,7 @@ def check_depth(schema: Mapping[str, Any], param: str) -> None:
         )
     levels = nesting
     for reference in references:
-        levels += _measured(_target(schema, reference))[0] + 1
+        levels += _measured(target(schema, reference))[0] + 1
     if levels > MAX_LEVELS:
         raise OptionValueError(
             f"the JSON schema has {len(references)} references, which lead through {levels} "
@@ -87,7 +87,7 @@ def _measured(schema: Any) -> tuple[int, set[str]]:
     return deepest, references
 
 
-def _target(schema: Any, reference: str) -> Any:
+def target(schema: Any, reference: str) -> Any:
     """What a reference points at; the whole schema where that cannot be told."""
     found = schema
     for step in reference.removeprefix("#").split("/")[1:]:

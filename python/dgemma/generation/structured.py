@@ -18,27 +18,13 @@ from llguidance import LLMatcher
 
 from ..errors import OptionTypeError, OptionValueError
 from ..tokenizer import Tokenizer
-from ..tools.answer import CALL, CALL_END, THOUGHT, THOUGHT_END
+from ..tools.answer import CALL, THOUGHT, THOUGHT_END
 from ..values import FloatArray
+from .call_grammar import call_grammar
 from .grammars import matcher, schema_grammar
 
 # Of one canvas. Each is a denoising of its own; a model that needs more does not see the form.
 MAX_REPAIRS = 32
-
-
-# What Gemma 4 writes for a call; see tools.py.
-_CALLS = rf"""
-more: "{CALL}call:" name object END
-END: "{CALL_END}"
-object: "{{" pairs? "}}"
-pairs: pair ("," pair)*
-pair: KEY ":" value
-value: TEXT | NUMBER | "true" | "false" | "null" | object | array
-array: "[" (value ("," value)*)? "]"
-KEY: /[A-Za-z_][A-Za-z0-9_.-]*/
-TEXT: /<\|"\|>([^<]|<[^|<])*<\|"\|>/
-NUMBER: /-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?/
-"""
 
 
 @dataclass(frozen=True)
@@ -177,12 +163,11 @@ def json_form(
     return form, f"Answer with JSON and nothing else. It must follow this JSON schema: {text}"
 
 
-def call_form(names: Sequence[str], *, named: bool) -> Form:
-    """The form of an answer that consists of calls of these names, with well-formed arguments.
+def call_form(tools: Sequence[str | Mapping[str, Any]], *, named: bool) -> Form:
+    """The form of an answer that consists of calls of these tools, with arguments that fit them.
 
-    `<|tool_call>call:` already stands; where it is `named`, so do the only name and its brace.
+    A tool is a declaration, or a name alone: then its arguments are any. `<|tool_call>call:`
+    already stands; where it is `named`, so do the only name and its brace.
     """
-    known = " | ".join(json.dumps(name, ensure_ascii=False) for name in names)
-    first = 'pairs? "}"' if named else "name object"
-    grammar = f"start: {first} END more*\nname: {known}\n{_CALLS}"
-    return Form(LLMatcher.grammar_from_lark(grammar), param="tools")
+    declared = [{"function": {"name": t}} if isinstance(t, str) else t for t in tools]
+    return Form(LLMatcher.grammar_from_lark(call_grammar(declared, named=named)), param="tools")

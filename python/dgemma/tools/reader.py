@@ -97,6 +97,11 @@ def write_call(name: str, arguments: Mapping[str, Any]) -> str:
     return f"call:{name}{_written(arguments)}"
 
 
+def write_value(value: Any, *, key: bool = False) -> str:
+    """A value of an argument as Gemma's template writes it; `key`: a name of one."""
+    return _key(str(value)) if key else _written(value)
+
+
 def _written(value: Any) -> str:
     if isinstance(value, str):
         return f"{QUOTE}{value}{QUOTE}"
