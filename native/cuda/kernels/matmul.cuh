@@ -303,7 +303,11 @@ template <class F, int kRowTiles, int kTokenTiles, int kRowWarps, int kTokenWarp
 /* The shapes in use. Dense products: 64 rows × 128 tokens in four warps; each pair of warps shares its weights or its
  * tokens. Three blocks to a multiprocessor leave a thread 168 registers, two as many as there are. */
 template <class F> using DenseProduct = Product<F, 2, 8, 2, 2, 4>;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000 /* where the compiler spills with 168 */
+template <class F> constexpr int kDenseBlocks = 2;
+#else
 template <class F> constexpr int kDenseBlocks = F::kNeedsRegisters ? 2 : 3;
+#endif
 /* The router's: 32 rows × 32 tokens, as its few rows would leave most multiprocessors idle. */
 using RouterProduct = Product<FormatF32, 1, 2, 2, 2, 4>;
 /* Experts: 128 rows × 32 tokens in two warps, each with 32 gate and 32 up rows, or 64 rows of down. */
