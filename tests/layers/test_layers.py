@@ -24,7 +24,6 @@ KNOWN_PACKAGE_ARROWS: set[str] = set()
 KNOWN_TOO_LONG: set[str] = {
     "native/cpu/kernels/pairs.h: multiply_integers",
     "python/dgemma/server/page.html",
-    "tests/engine/test_hostile_files.py",
 }
 
 
