@@ -17,6 +17,7 @@ static void run(void *context) {
 }
 
 int main(void) {
+    const char *isa = getenv("DGEMMA_ISA"); /* below it is changed for the reference */
     const int32_t types[] = {DG_TYPE_Q4_0, DG_TYPE_NVFP4, DG_TYPE_Q8_0};
     const dg_cpu_kernels *kernels = dg_cpu_kernels_choose();
     dg_layer layers[2];
@@ -52,7 +53,10 @@ int main(void) {
         slow.backend = bench_backend(&model, 1, DG_TYPE_F16, 1e-6f);
         run(&slow);
         dg_cpu_backend.free(slow.backend);
-        unsetenv("DGEMMA_ISA");
+        if (isa != NULL)
+            setenv("DGEMMA_ISA", isa, 1);
+        else
+            unsetenv("DGEMMA_ISA");
         /* tiles round activations otherwise than the scalar kernels */
         bench_check("experts", bench_error(j.out, expected, model.n_embd),
                     kernels->multiply_tiled != NULL ? 2e-2 : 1e-3);
