@@ -21,7 +21,8 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.folder = folder
         self.fetched: list[str] = []
-        self.cut_at: int | None = None  # bytes after which the next answer breaks off
+        self.cut_at: int | None = None  # bytes after which the next file breaks off
+        self.n_cut = 0  # files that did
 
     @property
     def address(self) -> str:
@@ -96,8 +97,14 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("ETag", f'"{hashlib.sha256(whole).hexdigest()}"')
         self.end_headers()
         if self.command == "GET":
-            cut, self.server.cut_at = self.server.cut_at, None
-            self.wfile.write(body if cut is None or first else body[:cut])
+            cut = self.server.cut_at
+            if cut is None or kind == "application/json" or first:
+                self.wfile.write(body)
+            else:
+                self.server.cut_at = None
+                self.server.n_cut += 1
+                self.wfile.write(body[:cut])
+                self.close_connection = True
 
 
 @contextlib.contextmanager
