@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dgemma_convert.importance import save_importance
 
 import dgemma
 from dgemma.evaluation import Case, Predictions, ask, read_questions, summarize
 from dgemma.evaluation.calibration import gather
 from dgemma.evaluation.plot import Series, chart
+from dgemma.importance import save_importance
 from dgemma_convert import convert
 from dgemma_convert.policy import DEFAULT_MIX, MIXES
 from dgemma_convert.synth import preset_tensors

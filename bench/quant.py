@@ -28,6 +28,7 @@ from dgemma import _native
 
 TYPES = "f16,bf16,q8_0,q6_k,q5_k,q5_1,q5_0,q4_k,q4_1,q4_0,iq4_nl,iq4_xs,nvfp4,q3_k,q2_k"
 KINDS = ("normal", "heavy", "outliers", "tiny")
+NEED_IMPORTANCE = ("iq2_xxs", "iq2_xs")  # llama.cpp ends the process where there is none
 RUNS = 3
 EQUAL = 1e-4  # differences of the errors, relative, that are rounding's and nobody's merit
 
@@ -142,7 +143,7 @@ def errors(name: str, judge: Encoder | None, shape: tuple[int, int], weighed: bo
         values = make_weights(kind, *shape)
         found: list[float | None] = []
         for encode in (ours(name, 0), judge):
-            if encode is None:
+            if encode is None or (encode is judge and not weighed and name in NEED_IMPORTANCE):
                 found += [None, None]
                 continue
             back = decoded(name, *encode(values, importance), shape[0])
@@ -157,6 +158,8 @@ def speeds(name: str, judge: Encoder | None, shape: tuple[int, int], threads: in
     values = make_weights("normal", *shape)
     encode = ours(name, threads)
     data, _ = encode(values, None)
+    if name in NEED_IMPORTANCE:
+        judge = None
     times = [
         best_time(lambda: encode(values, None)),
         best_time(lambda: judge(values, None)) if judge else np.nan,

@@ -11,8 +11,9 @@ from .conversion import convert
 from .hub import download
 from .policy import DEFAULT_MIX, MIXES, TYPES
 from .production import Report, describe
-from .requantize import quantize
+from .requantize import BEST, quantize
 from .synth import PRESETS, synthesize
+from .target_size import parse_target
 from .writer import parse_size
 
 TYPE_NAMES = " ".join(t.name.lower() for t in TYPES)
@@ -127,7 +128,19 @@ def add_quantize_parser(subparsers: Subparsers) -> None:
     parser.add_argument("src", metavar="IN", type=Path, help="GGUF file, or its first shard")
     parser.add_argument("outfile", metavar="OUT", type=Path, help="file to write")
     parser.add_argument(
-        "outtype", metavar="T", choices=list(MIXES), type=str.lower, help=" ".join(MIXES)
+        "outtype",
+        metavar="T",
+        choices=[*MIXES, BEST],
+        type=str.lower,
+        help=f"{' '.join(MIXES)}; {BEST}, with --target-size",
+    )
+    parser.add_argument(
+        "--target-size",
+        metavar="N",
+        help=f"with T {BEST}: the most that the file may have, such as 11.5GiB",
+    )
+    parser.add_argument(
+        "--plot", metavar="F", type=Path, help="draw divergence by size for --target-size, as SVG"
     )
     parser.add_argument(
         "--allow-requantize",
@@ -143,6 +156,8 @@ def _run_quantize(args: argparse.Namespace) -> int:
         args.src,
         args.outfile,
         args.outtype,
+        target_size=parse_target(args.target_size) if args.target_size else 0,
+        plot=args.plot,
         allow_requantize=args.allow_requantize,
         token_embedding_type=args.token_embedding_type,
         tensor_types=args.tensor_type,

@@ -83,7 +83,13 @@ MIXES = {
 DEFAULT_MIX = "iq4_xs_l"
 
 # What to call a file most of whose weights are of a type.
-FILE_TYPES = {mix.default: mix.file_type for mix in MIXES.values() if mix.default is not None}
+FILE_TYPES = {
+    Type.IQ2_XS: LlamaFileType.MOSTLY_IQ2_XS,
+    Type.IQ2_S: LlamaFileType.MOSTLY_IQ2_S,
+    Type.IQ3_XXS: LlamaFileType.MOSTLY_IQ3_XXS,
+    Type.IQ3_S: LlamaFileType.MOSTLY_IQ3_S,
+    **{mix.default: mix.file_type for mix in MIXES.values() if mix.default is not None},
+}
 
 # What a row gets whose width is not a whole number of blocks: the next type of about the same size
 # or better, with smaller blocks. Every chain ends in a type without blocks.
@@ -95,6 +101,10 @@ FALLBACKS = {
     Type.Q5_1: Type.F16,
     Type.Q8_0: Type.F16,
     Type.IQ4_NL: Type.F16,
+    Type.IQ2_XS: Type.IQ4_NL,
+    Type.IQ2_S: Type.IQ4_NL,
+    Type.IQ3_XXS: Type.IQ4_NL,
+    Type.IQ3_S: Type.IQ4_NL,
     Type.Q2_K: Type.IQ4_NL,
     Type.Q3_K: Type.IQ4_NL,
     Type.IQ4_XS: Type.IQ4_NL,

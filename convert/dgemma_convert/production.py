@@ -57,6 +57,11 @@ class Report:
         return sum(tensor.n_bytes for tensor in self.tensors)
 
     @property
+    def bits_per_weight(self) -> float:
+        """What a weight takes on average, scales, norms and multipliers included."""
+        return 8 * self.n_bytes / max(self.n_parameters, 1)
+
+    @property
     def types(self) -> dict[str, int]:
         """Number of tensors of each type."""
         return dict(Counter(tensor.type for tensor in self.tensors))
@@ -72,7 +77,12 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values."""
-        return {**asdict(self), "n_bytes": self.n_bytes, "types": self.types}
+        return {
+            **asdict(self),
+            "n_bytes": self.n_bytes,
+            "bits_per_weight": self.bits_per_weight,
+            "types": self.types,
+        }
 
 
 @dataclass(frozen=True)
@@ -199,7 +209,8 @@ def describe(report: Report) -> list[str]:
     types = ", ".join(f"{n} {name}" for name, n in sorted(report.types.items()))
     lines = [
         f"{verb} {', '.join(report.files)}: {size_text(report.n_bytes)}, "
-        f"{report.n_parameters / 1e6:,.1f} million weights, tensors: {types}"
+        f"{report.n_parameters / 1e6:,.1f} million weights of "
+        f"{report.bits_per_weight:.2f} bits, tensors: {types}"
     ]
     if report.memory_bytes is not None:
         lines.append(

@@ -22,8 +22,10 @@ from .metadata import ARCHITECTURE, QUANTIZATION_VERSION, Keys
 from .policy import Type, make_policy, row_bytes
 from .production import Report, Target, produce
 from .sources import Bytes, matrices
+from .target_size import plan_size
 from .tensors import MappedTensor
 
+BEST = "best"  # the outtype that a target size decides
 EXACT_TYPES = (Type.F32, Type.F16, Type.BF16)
 
 
@@ -65,6 +67,8 @@ def quantize(
     outfile: Path,
     outtype: str,
     *,
+    target_size: int = 0,
+    plot: Path | None = None,
     allow_requantize: bool = False,
     token_embedding_type: str | None = None,
     tensor_types: Sequence[str] = (),
@@ -77,19 +81,35 @@ def quantize(
 ) -> Report:
     """Writes the model of the GGUF file `src` (or its shards) to `outfile`, its tensors re-encoded.
 
-    Options as in `convert`. Raises ConvertError; also where a tensor that is quantised already
-    would be quantised again, which adds up two errors, without `allow_requantize`.
+    With the `outtype` "best" there is a `target_size`, the most bytes that the file may have, for
+    which the best mix is looked for; `plot` is drawn then, divergence by size, as SVG.
+
+    Other options as in `convert`. Raises ConvertError; also where a tensor that is quantized
+    already would be quantized again, which adds up two errors, without `allow_requantize`.
     """
     with failing_in_words("quantizing"), File(src) as file:
-        policy = make_policy(outtype, tensor_types, token_embedding_type)
+        if (outtype == BEST) != (target_size > 0):
+            raise ConvertError(f"a target size goes with the type {BEST!r}, and with no other")
+        if plot is not None and not target_size:
+            raise ConvertError("--plot draws what --target-size finds")
+        policy = make_policy("auto" if target_size else outtype, tensor_types, token_embedding_type)
+        importance = None if imatrix is None else Importance(imatrix)
         if file.keys.get("general.architecture") != ARCHITECTURE:
             raise ConvertError(f"{src}: not a DiffusionGemma model ({ARCHITECTURE})")
+        tensors = _mapped(file)
+        if target_size:
+            # What is no tensor, the vocabulary above all, is about what it was.
+            rest = file.n_bytes - sum(len(tensor.data) for tensor in file.tensors)
+            found = plan_size(tensors, policy, target_size - rest, importance, threads)
+            policy = found.policy(f"{target_size} bytes", policy)
+            if plot is not None:
+                found.draw(plot, target_size)
         return produce(
-            _mapped(file),
+            tensors,
             policy,
             lambda file_type, counts: _keys(file, file_type),
             Target(outfile, split_max_size, threads, force, dry_run, progress),
-            importance=None if imatrix is None else Importance(imatrix),
+            importance=importance,
             accept=(lambda step: None) if allow_requantize else _refuse_requantizing,
             checks=[file.check_unchanged],
         )

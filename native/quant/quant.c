@@ -43,10 +43,10 @@ static const dg_type_traits traits_table[DG_N_TYPES] = {
     BLOCKS(Q6_K, q6_k, 256, DG_F16_MAX),
     BLOCKS(IQ4_XS, iq4_xs, 256, DG_F16_MAX),
     BLOCKS(IQ2_XXS, iq2_xxs, 256, 0),
-    BLOCKS(IQ2_XS, iq2_xs, 256, 0),
-    BLOCKS(IQ2_S, iq2_s, 256, 0),
-    BLOCKS(IQ3_XXS, iq3_xxs, 256, 0),
-    BLOCKS(IQ3_S, iq3_s, 256, 0),
+    BLOCKS(IQ2_XS, iq2_xs, 256, DG_F16_MAX),
+    BLOCKS(IQ2_S, iq2_s, 256, DG_F16_MAX),
+    BLOCKS(IQ3_XXS, iq3_xxs, 256, DG_F16_MAX),
+    BLOCKS(IQ3_S, iq3_s, 256, DG_F16_MAX),
 };
 
 const dg_type_traits *dg_type_traits_of(int32_t type) {

@@ -212,13 +212,32 @@ def test_bad_questions(tmp_path: Path, text: str) -> None:
         read_questions(path)
 
 
+def test_a_file_is_scored_by_itself(tiny_gguf: Path, capsys: Any) -> None:
+    """The same losses as beside a reference, which here is the file itself."""
+    command = ["eval", "-m", str(tiny_gguf), "--cases", "2", "--json"]
+    assert main(command) == 0
+    alone = json.loads(capsys.readouterr().out)
+    assert main([*command, "--reference", str(tiny_gguf)]) == 0
+    beside = json.loads(capsys.readouterr().out)
+    assert alone["canvases"] == beside["canvases"] == 2
+    for own, both in zip(alone["scores"], beside["levels"], strict=True):
+        assert own["noise"] == both["noise"]
+        assert own["loss"] == pytest.approx(both["loss"], rel=1e-9)
+        assert own["perplexity"] == pytest.approx(np.exp(own["loss"]), rel=1e-9)
+        assert 0 <= own["first_choice"] <= 1
+    assert alone["scores"][-1]["loss"] < alone["scores"][0]["loss"]  # less noise, surer
+    assert alone["score"]["positions"] == 2 * 5 * 32
+    assert main(command[:-1]) == 0
+    assert "perplexity" in capsys.readouterr().out
+
+
 def test_what_cannot_be_compared(
     gguf_file: Callable[..., Path], tiny_gguf: Path, tmp_path: Path, capsys: Any
 ) -> None:
     (tmp_path / "short.txt").write_text("a word")
     other = gguf_file("small")
     for options, match in (
-        (["-m", tiny_gguf], "nothing to do"),
+        (["-m", tiny_gguf, "--plot", "x"], "--plot draws the divergence from a --reference"),
         (["-m", tiny_gguf, "--reference", other, "--cases", 1], "not the same model"),
         (["-m", tiny_gguf, "--reference", tiny_gguf, "--cases", 0], "at least 1"),
         (["-m", tiny_gguf, "--reference", tiny_gguf, "-f", tmp_path / "short.txt"], "shorter"),

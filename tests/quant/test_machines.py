@@ -30,6 +30,10 @@ DIGESTS = {
     "q5_k": "13fc11599cac3073",
     "q6_k": "3bfc526e0ee8d22a",
     "iq4_xs": "bc3aa05901f1b2ee",
+    "iq2_xs": "7eb27b9f044f6ec6",
+    "iq2_s": "f77cc04e6de9ba23",
+    "iq3_xxs": "6fd559bf429ecff0",
+    "iq3_s": "0af0197b3f36bc71",
 }
 
 ENCODE = ctypes.CFUNCTYPE(

@@ -13,9 +13,10 @@ from dgemma import _native
 PLAIN = ["f32", "f16", "bf16"]
 BLOCKS = ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl", "nvfp4"]
 SUPER_BLOCKS = ["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_xs"]
-READ_ONLY = ["iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s"]
+CODEBOOKS = ["iq2_xs", "iq2_s", "iq3_xxs", "iq3_s"]
+READ_ONLY = ["iq2_xxs"]
 SEARCHED = [t for t in BLOCKS + SUPER_BLOCKS if t != "q8_0"]
-ENCODED = PLAIN + BLOCKS + SUPER_BLOCKS
+ENCODED = PLAIN + BLOCKS + SUPER_BLOCKS + CODEBOOKS
 ALL = ENCODED + READ_ONLY
 KINDS = ["normal", "heavy", "outliers", "tiny", "minute"]
 

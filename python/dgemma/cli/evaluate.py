@@ -18,10 +18,13 @@ from ..evaluation.evaluate import (
     answer_cases,
     ask,
     read_questions,
+    score,
     summarize,
+    summarize_scores,
     text_cases,
 )
 from ..evaluation.plot import Series, chart
+from ..files import write_file
 from ..model import DiffusionGemma
 from ..progress import progress_bar
 from .common import add_common_options, print_json
@@ -34,9 +37,10 @@ def add_parser(commands: Subparsers) -> None:
     """Registers the command."""
     parser = commands.add_parser(
         "eval",
-        help="compare a file's predictions with a reference's, and have it answer questions",
-        description="Compares the predictions of two files of one model on canvases at several "
-        "levels of noise (with --reference), and counts exact answers (with --questions).",
+        help="score a file's predictions, alone or beside a reference's, and its answers",
+        description="Scores a file's predictions of a text on canvases at several levels of noise, "
+        "or compares them with those of another file of the model (with --reference), and counts "
+        "exact answers (with --questions).",
     )
     parser.add_argument(
         "--reference", metavar="R", type=Path, help="file to compare with: of more bits"
@@ -79,8 +83,6 @@ def run(args: argparse.Namespace) -> int:
     """Runs the reference, then the model, and prints."""
     if args.cases < 1 or args.prompt_tokens < 1:
         raise ValueError("--cases and --prompt-tokens must be at least 1")
-    if args.reference is None and args.questions is None:
-        raise ValueError("nothing to do: give a --reference, --questions, or both")
     if args.plot is not None and args.reference is None:
         raise ValueError("--plot draws the divergence from a --reference")
     questions = read_questions(args.questions) if args.questions else []
@@ -88,7 +90,11 @@ def run(args: argparse.Namespace) -> int:
     found: dict[str, Any] = {}
     if args.reference is None:
         with load_model(args) as llm:
-            found.update(_about(llm), questions=_answers(llm, questions, args))
+            found.update(_about(llm))
+            if args.file is not None or not questions:
+                found.update(_scores(llm, args))
+            if questions:
+                found["questions"] = _answers(llm, questions, args)
     else:
         with _reference(args, questions) as predicted, load_model(args) as llm:
             found.update(_about(llm), reference=args.reference.name, canvases=len(predicted.cases))
@@ -103,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
                 found["questions"] = _answers(llm, questions, args)
     found["seconds"] = time.perf_counter() - began
     if args.plot is not None:
-        args.plot.write_text(_plot(found), encoding="utf-8")
+        write_file(args.plot, _plot(found))
     if args.json:
         print_json(found)
     else:
@@ -113,6 +119,16 @@ def run(args: argparse.Namespace) -> int:
 
 def _about(llm: DiffusionGemma) -> dict[str, Any]:
     return {"model": os.path.basename(llm.model_path), "backend": llm.info.backend_name}
+
+
+def _scores(llm: DiffusionGemma, args: argparse.Namespace) -> dict[str, Any]:
+    """How well the file foretells a text by itself, by noise."""
+    text = (args.file or TEXT).read_text(encoding="utf-8")
+    cases = text_cases(llm, text, args.prompt_tokens, args.cases)
+    with _bar("scoring", len(cases) * len(LEVELS)) as progress:
+        found = score(llm, cases, progress)
+    rows = [{"noise": n, **part.summary()} for n, part in zip(LEVELS, found, strict=True)]
+    return {"canvases": len(cases), "scores": rows, "score": summarize_scores(found)}
 
 
 def _answers(
@@ -159,6 +175,17 @@ def _lines(found: dict[str, Any]) -> list[str]:
                 f"  {noise:>8} {row['kl_mean']:>9.5f} {row['kl_median']:>9.5f} "
                 f"{row['kl_p99']:>9.5f} {100 * row['same_first_choice']:>10.2f} % "
                 f"{row['loss']:>8.4f} {row['reference_loss']:>10.4f}"
+            )
+    if "scores" in found:
+        lines += [
+            f"predictions of the text, over {found['canvases']} canvases",
+            f"  {'noise':>8} {'loss':>9} {'perplexity':>11} {'first choice':>13}",
+        ]
+        for row in [*found["scores"], {"noise": None, **found["score"]}]:
+            noise = "all" if row["noise"] is None else f"{100 * row['noise']:.0f} %"
+            lines.append(
+                f"  {noise:>8} {row['loss']:>9.4f} {row['perplexity']:>11.2f} "
+                f"{100 * row['first_choice']:>11.2f} %"
             )
     if "questions" in found:
         answers = found["questions"]

@@ -9,7 +9,7 @@ from typing import Any
 
 from .._native import Model
 from ..errors import Error, OutOfMemoryError
-from ..gguf_file import File
+from ..gguf_file import File, Tensor
 from ..opening import open_as_generate_does
 from ..sizes import size_text
 from ..tensor_kinds import Kind, kind_of
@@ -59,6 +59,7 @@ def describe(path: str, *, with_tensors: bool) -> dict[str, Any]:
             "n_tensors": len(tensors),
             "bytes_per_type": dict(types.most_common()),
             "mix": {kind: dict(sizes.most_common()) for kind, sizes in mix.items() if sizes},
+            "bits_per_weight": _bits_per_weight(tensors),
             "imatrix": keys.get("quantize.imatrix.file"),
             "has_chat_template": "tokenizer.chat_template" in keys,
         }
@@ -69,6 +70,12 @@ def describe(path: str, *, with_tensors: bool) -> dict[str, Any]:
             ]
     found.update(_as_model(path))
     return found
+
+
+def _bits_per_weight(tensors: list[Tensor]) -> float:
+    """What a weight takes on average, everything in the file included."""
+    n_weights = sum(tensor.n_rows * tensor.n_cols for tensor in tensors)
+    return 8 * sum(len(tensor.data) for tensor in tensors) / max(n_weights, 1)
 
 
 def _as_model(path: str) -> dict[str, Any]:
@@ -146,7 +153,7 @@ def _lines(found: dict[str, Any], tensors: bool) -> list[str]:
     lines = [
         f"{found['name'] or found['file']}: {found['architecture']}, {size_text(found['bytes'])}, "
         f"{found['n_tensors']} tensors",
-        "  " + _sizes(found["bytes_per_type"]),
+        f"  {found['bits_per_weight']:.2f} bits a weight: {_sizes(found['bytes_per_type'])}",
     ]
     for kind, sizes in found["mix"].items():
         lines.append(f"    {kind.replace('_', ' '):<18} {_sizes(sizes)}")

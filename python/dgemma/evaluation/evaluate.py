@@ -144,6 +144,47 @@ def predictions(
                 previous = logits / np.float32(hot)
 
 
+@dataclass
+class Score:
+    """How well a model itself foretells clean canvases: of each position, -log p and a hit."""
+
+    losses: list[Doubles] = field(default_factory=list)
+    hits: list[npt.NDArray[np.bool_]] = field(default_factory=list)
+
+    def add(self, logits: FloatArray, targets: IdArray) -> None:
+        """Takes in logits (n, vocab) at n positions."""
+        self.losses.append(-log_softmax(logits)[np.arange(len(targets)), targets])
+        self.hits.append(logits.argmax(-1) == targets)
+
+    def summary(self) -> dict[str, float]:
+        """Figures for JSON: the loss in nats, its exponential, and the share of right choices."""
+        return summarize_scores([self])
+
+
+def summarize_scores(parts: Sequence[Score]) -> dict[str, float]:
+    """Figures over the positions of all parts."""
+    losses = np.concatenate([loss for part in parts for loss in part.losses])
+    return {
+        "loss": float(losses.mean()),
+        "perplexity": float(np.exp(losses.mean())),
+        "first_choice": float(np.concatenate([hit for part in parts for hit in part.hits]).mean()),
+        "positions": len(losses),
+    }
+
+
+def score(
+    llm: DiffusionGemma, cases: Sequence[Case], progress: Progress = _silent
+) -> list[Score]:
+    """Runs a model over all cases, without a reference: what was found at each of LEVELS."""
+    found = [Score() for _ in LEVELS]
+    for case, level, logits in predictions(llm, cases):
+        for first in range(0, len(logits), SLICE):
+            part = slice(first, first + SLICE)
+            found[level].add(logits[part], case.canvas[part])
+        progress(1)
+    return found
+
+
 class Predictions:
     """A model's logits, one canvas after the other; many of them wait in a temporary file."""
 
