@@ -57,6 +57,16 @@ def test_knobs_without_effect_are_named(
     assert error["code"] in ("unsupported_parameter", "unknown_parameter")
 
 
+@pytest.mark.parametrize("name", ["", " ", "\n", "a: b\r\nc", "é🦙", "\x7f", "x" * 5000])
+def test_names_that_are_no_headers_are_named_too(http: httpx.Client, name: str) -> None:
+    """A header that HTTP does not allow would leave the client without any answer."""
+    for stream in (False, True):
+        answer = ask(http, **{name: 1, "stream": stream})
+        assert answer.status_code == 200
+        assert answer.headers["x-dgemma-warnings"].isprintable()
+    assert answer.headers["x-dgemma-warnings"] == answer.headers["x-dgemma-warnings"].strip()
+
+
 NOTES: list[dict[str, Any]] = [
     {"prompt_cache_key": "k"},
     {"safety_identifier": "s"},

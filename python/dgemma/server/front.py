@@ -86,7 +86,8 @@ def warned(warnings: Sequence[str]) -> dict[str, str]:
     if not warnings:
         return {}
     text = "; ".join(warnings).encode("ascii", "replace").decode()
-    return {"X-Dgemma-Warnings": "".join(c if c.isprintable() else "?" for c in text)[:MAX_HEADER]}
+    shown = "".join(c if c.isprintable() else "?" for c in text)[:MAX_HEADER]
+    return {"X-Dgemma-Warnings": shown.strip()}  # HTTP has no values that begin or end with a space
 
 
 def openai_form(told: Failure) -> JsonObject:
