@@ -252,6 +252,24 @@ def test_wrong_messages_requests_have_anthropics_form(http: httpx.Client) -> Non
     assert body["error"]["param"] == "messages"
 
 
+def test_a_thread_is_not_continued_without_its_beginning(http: httpx.Client) -> None:
+    body = {"max_tokens": 5, "messages": QUESTION}
+    begun = http.post("/v1/messages", json={**body, "thread": {"type": "create"}})
+    assert begun.status_code == 200
+    assert [warning.partition(" ")[0].strip(":") for warning in begun.json()["warnings"]] == [
+        "thread"
+    ]
+    thread = {"type": "continue", "previous_message_id": begun.json()["id"]}
+    for path in ("/v1/messages", "/v1/messages/count_tokens"):
+        answer = http.post(path, json={**body, "thread": thread})
+        assert answer.status_code == 404
+        error = answer.json()["error"]
+        assert error["type"] == "not_found_error"
+        assert error["param"] == "thread"
+        # At this the anthropic package sends the whole conversation.
+        assert error["details"] == {"error_code": "thread_not_found"}
+
+
 @pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "get_weather"}])
 def test_a_tool_that_must_be_used(http: httpx.Client, choice: Any) -> None:
     body = {**CLAUDE, "stream": False, "tool_choice": choice}

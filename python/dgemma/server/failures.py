@@ -15,7 +15,10 @@ log = logging.getLogger("dgemma.server")
 
 
 class BadRequestError(ValueError):
-    """The request itself is wrong; `status` is the HTTP status that says so."""
+    """The request itself is wrong; `status` is the HTTP status that says so.
+
+    `more` are further fields of the error, for clients that act on them.
+    """
 
     def __init__(
         self,
@@ -25,9 +28,11 @@ class BadRequestError(ValueError):
         param: str | None = None,
         code: str | None = None,
         headers: dict[str, str] | None = None,
+        more: JsonObject | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.param, self.headers = status, param, headers or {}
+        self.more = more or {}
         self.code = code or _CODES.get(status, "invalid_request")
 
 
@@ -81,6 +86,7 @@ def failure(problem: BaseException) -> Failure:
             message,
             problem.code,
             param,
+            problem.more,
             headers=problem.headers,
         )
     if isinstance(problem, ResponseFormatError):

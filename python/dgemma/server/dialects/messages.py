@@ -36,6 +36,7 @@ def error_form(told: Failure) -> JsonObject:
 
 def chat_fields(body: Mapping[str, Any]) -> JsonObject:
     """The fields of a chat request that asks the same."""
+    _refuse_to_continue(body.get("thread"))
     fields: JsonObject = {name: value for name, value in body.items() if name not in _OWN}
     messages = list(_messages(body["messages"]))
     if system := _text(body.get("system")):
@@ -58,6 +59,19 @@ def chat_fields(body: Mapping[str, Any]) -> JsonObject:
         schema = {"name": "answer", "schema": form.get("schema")}
         fields["response_format"] = {"type": "json_schema", "json_schema": schema}
     return fields
+
+
+def _refuse_to_continue(thread: Any) -> None:
+    """Refuses a request that has only what is new, in the words at which clients send the whole."""
+    if isinstance(thread, Mapping) and thread.get("type") != "create":
+        raise BadRequestError(
+            "thread cannot be continued: answers are not kept here. Send the whole conversation "
+            "as `messages`",
+            404,
+            param="thread",
+            code="thread_not_found",
+            more={"details": {"error_code": "thread_not_found"}},
+        )
 
 
 def _tool(tool: Any) -> Any:
