@@ -12,7 +12,7 @@ TINY   := build/tiny-Q4_0.gguf
 JOBS   ?= $(shell getconf _NPROCESSORS_ONLN)
 C_SOURCES = $(shell find native tests bench examples -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cpp')
 
-.PHONY: cuda cuda-all demo test test-cuda test-interchange test-ray test-packaging wheels wheels-cuda bench fuzz lint sanitize clean
+.PHONY: cuda cuda-all demo test test-clients test-cuda test-interchange test-ray test-packaging wheels wheels-cuda bench fuzz lint sanitize clean
 
 demo: $(TINY)
 	@$(BIN)/dgemma generate -m $(TINY) --chat --live --seed 1 -p "What is the capital of France?"
@@ -43,6 +43,11 @@ wheels-cuda:
 test-ray: $(VENV)/tests-installed
 	$(BIN)/python -m pytest -q tests/cluster -n 1
 	DGEMMA_TEST_SERVER=ray $(BIN)/python -m pytest -q tests/server/test_server.py
+
+# Programs of others, with their own packages, against the server: a hundred packages, and apart for that reason.
+test-clients: $(VENV)/tests-installed
+	$(BIN)/pip install --quiet '.[test,clients]'
+	$(BIN)/python -m pytest -q tests/server/clients tests/python/test_llama.py -n $(JOBS) --dist loadfile
 
 # The same files in llama.cpp, through a package that compiles it: minutes, and apart for that reason.
 test-interchange: $(VENV)/tests-installed

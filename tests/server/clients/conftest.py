@@ -10,8 +10,8 @@ import pytest
 
 from support.serving import KEY, running
 
-# The packages ask nobody but the server: no figures of use, no lists of prices, no models' files.
-for name in ("DO_NOT_TRACK", "HF_HUB_OFFLINE", "LITELLM_LOCAL_MODEL_COST_MAP"):
+# The packages ask nobody but the server: no figures of use, no lists of prices.
+for name in ("DO_NOT_TRACK", "LITELLM_LOCAL_MODEL_COST_MAP"):
     os.environ.setdefault(name, "True")
 os.environ["LANGSMITH_TRACING"] = "false"
 
