@@ -156,6 +156,7 @@ def test_an_answer_cut_short_is_incomplete(http: httpx.Client) -> None:
         ({"input": [5]}, "input[0]"),
         ({"input": "x", "previous_response_id": "resp_1"}, "previous_response_id"),
         ({"input": "x", "tools": [{"type": "function"}]}, "tools[0].function.name"),
+        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0]"),
         ({"input": "x", "max_output_tokens": -3}, "max_tokens"),
     ],
     ids=str,
@@ -268,6 +269,15 @@ def test_a_thread_is_not_continued_without_its_beginning(http: httpx.Client) -> 
         assert error["param"] == "thread"
         # At this the anthropic package sends the whole conversation.
         assert error["details"] == {"error_code": "thread_not_found"}
+
+
+def test_tools_of_other_servers_are_named(http: httpx.Client) -> None:
+    elsewhere = [{"type": "url", "url": "https://tools.invalid", "name": "t"}]
+    body = {"max_tokens": 5, "messages": QUESTION, "mcp_servers": elsewhere}
+    answer = http.post("/v1/messages", json=body)
+    assert answer.status_code == 200
+    (warning,) = answer.json()["warnings"]
+    assert warning.startswith("mcp_servers")
 
 
 @pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "get_weather"}])

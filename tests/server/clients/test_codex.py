@@ -155,6 +155,12 @@ def test_its_history_of_every_kind_is_taken(http: httpx.Client) -> None:
     assert last["type"] in ("response.completed", "response.incomplete")
 
 
+def test_a_thought_that_is_only_referred_to_is_let_pass(http: httpx.Client) -> None:
+    items = [said("user", CAPITAL), {"type": "item_reference", "id": "rs_1"}]
+    (message,) = sent(http, request(items, tools=[]))[-1]["response"]["output"]
+    assert message["content"][0]["text"] == PARIS
+
+
 def test_its_list_of_models(http: httpx.Client) -> None:
     answer = http.get("/v1/models", params={"client_version": "0.60.1"}, headers=HEADERS)
     assert [each["id"] for each in answer.json()["data"]] == ["tiny"]

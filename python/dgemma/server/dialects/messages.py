@@ -12,7 +12,7 @@ from ..failures import BadRequestError, Failure
 
 _OWN = frozenset((
     *("system", "messages", "tools", "tool_choice", "thinking", "stop_sequences", "metadata"),
-    *("model", "stream", "betas", "context_management", "mcp_servers", "container"),
+    *("model", "stream", "betas", "context_management"),
     *("output_config", "drafts", "anthropic_version", "inference_geo"),
 ))  # fmt: skip
 _REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}

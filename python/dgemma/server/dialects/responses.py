@@ -84,6 +84,13 @@ def _messages(instructions: Any, given: Any) -> list[JsonObject]:
             raise BadRequestError(
                 f"input[{index}] must be an object", param=f"input[{index}]", code="invalid_type"
             )
+        if item.get("type") == "item_reference" and not str(item.get("id")).startswith("rs_"):
+            raise BadRequestError(
+                f"input[{index}] refers to an item of an earlier answer: answers are not kept "
+                "here. Send the item itself, as clients do with `store` false",
+                param=f"input[{index}]",
+                code="unsupported_value",
+            )
         _add_item(messages, item)
     return messages
 
