@@ -1,4 +1,4 @@
-"""Claude Code, by the requests that it sends to /v1/messages."""
+"""Claude Code, by requests of its shape, written by hand, to /v1/messages."""
 
 from __future__ import annotations
 

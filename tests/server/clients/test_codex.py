@@ -1,4 +1,4 @@
-"""Codex, by the requests that it sends to /v1/responses."""
+"""Codex, by requests of its shape, written by hand, to /v1/responses."""
 
 from __future__ import annotations
 

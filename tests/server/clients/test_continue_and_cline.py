@@ -1,4 +1,4 @@
-"""Agents in an editor: Continue and Cline, by the requests that they send."""
+"""Agents in an editor: Continue and Cline, by requests of their shape, written by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Open WebUI: a streamed chat, and the tasks it asks behind the user's back."""
+"""Open WebUI: a streamed chat and the tasks behind it, by requests of its shape."""
 
 from __future__ import annotations
 
