@@ -101,8 +101,10 @@ def test_a_file_without_keys_opens_no_server(tmp_path: Path) -> None:
 def test_a_port_that_is_none(
     tiny_gguf: Path, port: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["serve", "-m", str(tiny_gguf), "--port", str(port)]) == 1
-    assert f"port {port}: expected" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", "-m", str(tiny_gguf), "--port", str(port)])
+    assert ended.value.code == 2
+    assert f"{port} is out of range: expected 0 to 65535" in capsys.readouterr().err
 
 
 def test_open_to_the_world_without_a_key_is_warned_of(tiny_gguf: Path) -> None:
