@@ -16,6 +16,8 @@ PROGRAM = Path(__file__).parent / "programs" / "typed.py"
 def check(path: Path, cache: Path) -> tuple[int, str]:
     """mypy's exit code and findings, with the package found as one that is installed."""
     root = Path(dgemma.__file__).parents[1]
+    # mypy finds what is installed by itself, and refuses to be told.
+    where = {} if root.name == "site-packages" else {"MYPYPATH": str(root)}
     done = subprocess.run(
         [
             *(sys.executable, "-m", "mypy", "--strict", "--no-error-summary"),
@@ -25,9 +27,9 @@ def check(path: Path, cache: Path) -> tuple[int, str]:
         capture_output=True,
         text=True,
         cwd=root,
-        env={"MYPYPATH": str(root), "PATH": ""},
+        env={"PATH": "", **where},
     )
-    return done.returncode, done.stdout
+    return done.returncode, done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -66,7 +66,9 @@ def read_object(text: str) -> dict[str, Any]:
     """The object in a text: of JSON, as far as it goes where it is cut off or odd."""
     try:
         value = json.loads(text)
-    except (ValueError, RecursionError):
+    except RecursionError:  # far beyond MAX_DEPTH
+        return {"value": text}
+    except ValueError:
         reader = _Reader(text)
         value = reader.value(0) if text.strip() else {}
         if text[reader.at :].strip():
