@@ -13,7 +13,14 @@ def open_as_generate_does(path: str | os.PathLike[str]) -> DiffusionGemma:
 
     Raises what `generate` would: dgemma.Error, ValueError.
     """
-    llm = DiffusionGemma(path, backend="cpu")
+    return with_its_text(DiffusionGemma(path, backend="cpu"))
+
+
+def with_its_text(llm: DiffusionGemma) -> DiffusionGemma:
+    """The model itself, its tokenizer and chat template built; closed where they cannot be.
+
+    ModelFileError or ChatTemplateError where the file's metadata do not describe them.
+    """
     try:
         _ = llm.tokenizer, llm.chat_template
     except BaseException:

@@ -177,6 +177,8 @@ def _lines(found: dict[str, Any], tensors: bool) -> list[str]:
                 f"{size_text(need['total'])}{fits}"
             )
         lines += _gpu_lines(found)
+        if model["file_note"]:
+            lines.append(f"  note: {model['file_note']}")
         lines.append("  runs here")
     else:
         lines.append(f"  does not run here: {found['reason']}")

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..generation.declared import RequestOptions, SamplingOptions, declared
 from ..model import DiffusionGemma
+from ..opening import with_its_text
 from .common import Subparsers, add_common_options, whole_number
 from .obtain import obtain
 
@@ -72,7 +73,10 @@ def model_path(args: argparse.Namespace) -> str:
 
 
 def load_model(args: argparse.Namespace, path: str | None = None) -> DiffusionGemma:
-    """The model that the options name, or the one at `path`."""
+    """The model that the options name, or the one at `path`.
+
+    What `dgemma inspect` says does not run is refused here, whatever the command needs of it.
+    """
     llm = DiffusionGemma(
         path or model_path(args),
         n_ctx=args.ctx_size,
@@ -87,7 +91,7 @@ def load_model(args: argparse.Namespace, path: str | None = None) -> DiffusionGe
     )
     if llm.info.backend_note:
         print(f"dgemma: {llm.info.backend_note}", file=sys.stderr)
-    return llm
+    return with_its_text(llm)
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
