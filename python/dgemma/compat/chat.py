@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..chat import Message, instructed
 from ..errors import OptionTypeError
+from ..generation.arguments import fitted
 from ..generation.events import Commit, Draft, Generated
+from ..generation.free_calls import FreeCalls
 from ..generation.structured import Form, call_form, json_form
 from ..tools.answer import CALL, AnswerParser, Piece, ToolCall
 from ..tools.declared import checked_tools, chosen_tools
@@ -63,6 +67,11 @@ class ChatCompletion(Completions):
             )
             messages = instructed(messages, instruction)
             form = form or asked
+        if form is None and chosen and mode == "auto":
+            form = FreeCalls(chosen)
+        self._parameters = {
+            tool["function"]["name"]: tool["function"].get("parameters") for tool in chosen
+        }
         prompt = llm.chat_template.render(
             messages,
             tools=tools,
@@ -105,7 +114,7 @@ class ChatCompletion(Completions):
         return {**made, "object": "chat.completion"}
 
     def _reader(self) -> _Reader:
-        return _Reader(self._given, self._may_call)
+        return _Reader(self._given, self._may_call, self._parameters)
 
     def _choice(self, index: int, pieces: list[Piece], result: Generated) -> JsonObject:
         content = "".join(piece.content for piece in pieces)
@@ -150,11 +159,14 @@ class ChatCompletion(Completions):
 class _Reader:
     """Takes one answer apart as it comes in, and counts its calls.
 
-    `given` was put into the model's mouth, and is part of its answer.
+    `given` was put into the model's mouth, and is part of its answer. `parameters`: of each tool.
     """
 
-    def __init__(self, given: str, may_call: bool) -> None:
+    def __init__(
+        self, given: str, may_call: bool, parameters: Mapping[str, Any] | None = None
+    ) -> None:
         self._parser, self._may_call = AnswerParser(), may_call
+        self._parameters = parameters or {}
         self._parser.feed(given)
         self.n_calls = 0
 
@@ -167,7 +179,18 @@ class _Reader:
             if piece.call is not None and not self._may_call:
                 continue
             self.n_calls += piece.call is not None
-            yield piece
+            yield piece if piece.call is None else Piece(call=self._fitted(piece.call))
+
+    def _fitted(self, call: ToolCall) -> ToolCall:
+        """The call with arguments as its tool wants them, where it is plain what they mean."""
+        try:
+            arguments = json.loads(call.arguments)
+        except ValueError:  # a number with too many digits
+            return call
+        made = fitted(arguments, self._parameters.get(call.name))
+        if made is None or repr(made) == repr(arguments):
+            return call
+        return replace(call, arguments=json.dumps(made, ensure_ascii=False))
 
 
 def _thinking(

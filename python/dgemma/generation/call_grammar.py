@@ -39,10 +39,11 @@ _TYPES = {
 }  # fmt: skip
 
 
-def call_grammar(tools: Sequence[Mapping[str, Any]], *, named: bool) -> str:
+def call_grammar(tools: Sequence[Mapping[str, Any]], *, named: bool, whole: bool = False) -> str:
     """The grammar of one or more calls, as lark writes it.
 
     `<|tool_call>call:` already stands; where it is `named`, so do the only name and its brace.
+    `whole`: one call, of which nothing stands.
     Errors: OptionValueError, with the place in `param`.
     """
     rules: list[str] = []
@@ -64,7 +65,8 @@ def call_grammar(tools: Sequence[Mapping[str, Any]], *, named: bool) -> str:
         for tool, body in zip(tools, bodies, strict=True)
     )
     first = f'{bodies[0]} "}}"' if named else "call"
-    head = f'start: {first} END more*\nmore: "{CALL}call:" call END\ncall: {calls}'
+    start = "more" if whole else f"{first} END more*"
+    head = f'start: {start}\nmore: "{CALL}call:" call END\ncall: {calls}'
     return "\n".join([head, *rules]) + _BASE
 
 

@@ -156,6 +156,8 @@ class Answer:
             if self._follows_form(step.tokens, pinned):
                 return step.tokens, n_steps
             self.stats.repairs += 1
+        if self._give_up():
+            return step.tokens, n_steps
         raise ResponseFormatError(
             f"after {MAX_REPAIRS} repairs the answer still does not follow the form asked for: "
             "ask for a simpler form, describe it in the prompt, or try another seed"
@@ -181,12 +183,22 @@ class Answer:
         logits = self._session.canvas_logits(tokens)[at]
         chosen = form.most_probable(kept, logits, self._tokenizer, ends)
         if chosen is None or pinned[at] >= 0:
+            if self._give_up():
+                return True
             raise ResponseFormatError(
                 f"position {at} of the canvas cannot follow the form asked for"
                 + (": its token is pinned" if pinned[at] >= 0 else "")
             )
         pinned[: at + 1] = [*kept, chosen]
         return False
+
+    def _give_up(self) -> bool:
+        """Whether the answer may stand without its form; if so, it is not asked for any more."""
+        form = self._options.form
+        if form is None or form.binding:
+            return False
+        form.give_up()
+        return True
 
     def _begin(self, canvas: int, repair: int, pinned: IdArray) -> None:
         options, length = self._options, self._info.canvas_length

@@ -50,6 +50,8 @@ class Form:
         param: what asks for it, for errors.
     """
 
+    binding = True  # an answer that cannot be brought into the form is an error
+
     def __init__(
         self,
         grammar: str,
@@ -80,13 +82,23 @@ class Form:
         here._walk(taken, tokenizer, frozenset())
         if here._thinking:
             return tokenizer.id(THOUGHT_END)
+        return here._most_probable(logits, tokenizer, ends)
+
+    def _most_probable(
+        self, logits: FloatArray, tokenizer: Tokenizer, ends: Iterable[int]
+    ) -> int | None:
+        """The token with the highest of `logits` that the grammar lets stand here."""
         end_tokens = frozenset(ends)
         for token in np.argsort(-logits, kind="stable").tolist():
             data = tokenizer.token_bytes(token)
             may_stand = data and token not in end_tokens
-            if may_stand and here._matcher.validate_tokens(list(data)) == len(data):
+            if may_stand and self._matcher.validate_tokens(list(data)) == len(data):
                 return int(token)
         return None
+
+    def give_up(self) -> None:
+        """Lets the rest of the answer be as it is, for a form that is not binding."""
+        self._free = True
 
     def copy(self) -> Form:
         """Another one, as far as this one has come."""
