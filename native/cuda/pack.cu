@@ -14,7 +14,7 @@ __device__ int nibble_of_256(const uint8_t *qs, int e) { return qs[e / 64 * 32 +
 
 __device__ int pair_of_256(const uint8_t *qs, int e) { return qs[e / 128 * 32 + e % 32] >> e % 128 / 32 * 2 & 3; }
 
-/* The code of element `column` of a row, as formats.cuh wants it (drawings: quant/quant.h). */
+/* The code of element `column` of a row, as formats.cuh wants it (drawings: quant/blocks.h). */
 __device__ int raw_code(int type, const uint8_t *row, int64_t column) {
     int e = (int)(column % 32), k = (int)(column % 256);
     const uint8_t *b;

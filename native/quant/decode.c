@@ -3,8 +3,8 @@
 
 #include <string.h>
 
+#include "quant/blocks.h"
 #include "quant/float.h"
-#include "quant/quant.h"
 
 const int8_t dg_iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 const int8_t dg_e2m1_doubled[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};

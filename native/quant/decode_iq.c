@@ -1,10 +1,10 @@
 /* Decoding of the codebook formats: IQ2 and IQ3. */
 #include <string.h>
 
+#include "quant/blocks.h"
 #include "quant/decode.h"
 #include "quant/float.h"
 #include "quant/iq_grids.h"
-#include "quant/quant.h"
 
 /* Seven sign bits; the eighth makes their number even. */
 static inline uint32_t complete_signs(uint32_t signs) {

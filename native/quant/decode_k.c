@@ -1,7 +1,7 @@
 /* Decoding of super-blocks of 256 with scales of their own: Q2_K … Q6_K and IQ4_XS. */
+#include "quant/blocks.h"
 #include "quant/decode.h"
 #include "quant/float.h"
-#include "quant/quant.h"
 
 void dg_decode_q2_k(const void *src, float *dst, int64_t n) {
     const dg_block_q2_k *block = src;

@@ -2,7 +2,8 @@
 #ifndef DG_QUANT_ENCODE_H
 #define DG_QUANT_ENCODE_H
 
-#include "quant/quant.h"
+#include "dgemma.h"
+#include "quant/blocks.h"
 
 #define DG_N_TYPES (DG_TYPE_NVFP4 + 1)
 

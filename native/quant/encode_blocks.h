@@ -1,8 +1,8 @@
 /* Encoders of the plain formats and of blocks of 32. Included once for each instruction set. */
 #include <math.h>
 
+#include "quant/blocks.h"
 #include "quant/float.h"
-#include "quant/quant.h"
 #include "quant/search.h"
 
 /* Elements and weights of N_LANES groups; where there are fewer, the rest are zero. */

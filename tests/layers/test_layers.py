@@ -15,9 +15,7 @@ from support import layers
 
 ROOT = Path(__file__).resolve().parents[2]
 
-KNOWN_CIRCLES: set[str] = {
-    "circle: quant/decode quant/encode quant/quant",
-}
+KNOWN_CIRCLES: set[str] = set()
 
 KNOWN_PACKAGE_ARROWS: set[str] = set()
 
