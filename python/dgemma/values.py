@@ -144,6 +144,11 @@ class Memory:
     cache: int
     scratch: int
 
+    @property
+    def session(self) -> int:
+        """What one more session over the same weights takes."""
+        return self.cache + self.scratch
+
 
 @dataclass(frozen=True)
 class Activations:

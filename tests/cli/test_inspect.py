@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
 import pytest
 
 import support.gguf_builder as b
+from dgemma import DiffusionGemma
 from dgemma.cli import main
+from dgemma.generation.sessions import sessions_within
 from dgemma.gguf_file import File
+from dgemma.server.local import LocalEngine
 from support.rewriting import rewrite
 
 
@@ -102,3 +106,22 @@ def test_a_layout_that_is_understood_is_said(
     assert out.endswith("  runs here\n")
     _, out, _ = program(capsys, "inspect", tiny_gguf)
     assert "note:" not in out
+
+
+@pytest.mark.parametrize("asked", [512, 0, 2**31 - 1])
+def test_what_a_further_session_takes_is_what_a_server_counts(
+    capsys: pytest.CaptureFixture[str], tiny_gguf: Path, asked: int
+) -> None:
+    _, out, _ = program(capsys, "inspect", tiny_gguf, "-c", asked, "--json")
+    session = json.loads(out)["session"]
+    with DiffusionGemma(tiny_gguf, n_ctx=asked, backend="cpu") as llm:
+        assert session["n_ctx"] == llm.default_session.n_ctx
+        need = llm.memory()
+        assert session["bytes"] == need.cache + need.scratch
+        assert sessions_within(3 * session["bytes"], need) == 3
+        assert sessions_within(3 * session["bytes"] - 1, need) == 2
+        engine = LocalEngine(llm, session_bytes=3 * session["bytes"])
+        asyncio.run(engine.close())
+        assert engine.card.n_slots == 3
+    _, out, _ = program(capsys, "inspect", tiny_gguf, "-c", asked)
+    assert f"each further session of a server, context {session['n_ctx']:,}: " in out

@@ -43,6 +43,15 @@ _COMMON: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         ("--seed",),
         {"metavar": "N", "type": whole_number(0, 2**63 - 1), "default": 0, "help": "default: 0"},
     ),
+    "ctx_size": (
+        ("-c", "--ctx-size"),
+        {
+            "metavar": "N",
+            "type": whole_number(0, 2**31 - 1),
+            "default": 8192,
+            "help": "tokens of context (default: %(default)s; 0: the model's own)",
+        },
+    ),
     "threads": (
         ("-t", "--threads"),
         {
@@ -64,7 +73,7 @@ _COMMON: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 
 
 def add_common_options(parser: Any, *names: str) -> None:
-    """Adds some of `json`, `force`, `seed`, `threads` and `progress` to a parser or a group."""
+    """Adds some of the options of `_COMMON`, by their names there, to a parser or a group."""
     for name in names:
         flags, settings = _COMMON[name]
         parser.add_argument(*flags, **settings)

@@ -27,13 +27,13 @@ def add_parser(commands: Subparsers) -> None:
     parser = commands.add_parser("inspect", help="say what a file is and what it needs")
     parser.add_argument("file", metavar="F", help="GGUF file")
     parser.add_argument("--tensors", action="store_true", help="list every tensor")
-    add_common_options(parser, "json")
+    add_common_options(parser, "ctx_size", "json")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the description of a file."""
-    found = describe(args.file, with_tensors=args.tensors or args.json)
+    found = describe(args.file, n_ctx=args.ctx_size, with_tensors=args.tensors or args.json)
     if args.json:
         print_json(found)
     else:
@@ -41,8 +41,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def describe(path: str, *, with_tensors: bool) -> dict[str, Any]:
-    """What the file holds. `runs` is False, with a `reason`, where the engine refuses it."""
+def describe(path: str, *, n_ctx: int, with_tensors: bool) -> dict[str, Any]:
+    """What the file holds. `runs` is False, with a `reason`, where the engine refuses it.
+
+    `n_ctx`: the context, 0 the model's own, for which `session` says what one more of them takes.
+    """
     with File(path) as file:
         keys, tensors = file.keys, file.tensors
         types: Counter[str] = Counter()
@@ -68,7 +71,7 @@ def describe(path: str, *, with_tensors: bool) -> dict[str, Any]:
                 {"name": t.name, "type": t.type.name, "shape": t.shape, "bytes": len(t.data)}
                 for t in tensors
             ]
-    found.update(_as_model(path))
+    found.update(_as_model(path, n_ctx))
     return found
 
 
@@ -78,7 +81,7 @@ def _bits_per_weight(tensors: list[Tensor]) -> float:
     return 8 * sum(len(tensor.data) for tensor in tensors) / max(n_weights, 1)
 
 
-def _as_model(path: str) -> dict[str, Any]:
+def _as_model(path: str, n_ctx: int) -> dict[str, Any]:
     try:
         open_as_generate_does(path).close()
         model = Model(path, backend="cpu")
@@ -86,12 +89,12 @@ def _as_model(path: str) -> dict[str, Any]:
         return {"runs": False, "reason": str(problem)}
     with model:
         info = model.info
+        asked = min(n_ctx or info.context_length, info.context_length)
         sizes = sorted({n for n in CONTEXTS if n < info.context_length} | {info.context_length})
         memory = []
-        for n_ctx in sizes:
-            need = model.memory(n_ctx=n_ctx)
-            total = need.weights + need.cache + need.scratch
-            memory.append({"n_ctx": n_ctx, **vars(need), "total": total})
+        for size in sizes:
+            need = model.memory(n_ctx=size)
+            memory.append({"n_ctx": size, **vars(need), "total": need.weights + need.session})
         return {
             "runs": True,
             "model": {
@@ -100,6 +103,7 @@ def _as_model(path: str) -> dict[str, Any]:
                 if not name.startswith("backend")
             },
             "memory": memory,
+            "session": {"n_ctx": asked, "bytes": model.memory(n_ctx=asked).session},
             "gpu": _on_gpus(model, sizes),
             "machine_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         }
@@ -176,6 +180,11 @@ def _lines(found: dict[str, Any], tensors: bool) -> list[str]:
                 f"{size_text(need['cache'])} + {size_text(need['scratch'])} = "
                 f"{size_text(need['total'])}{fits}"
             )
+        session = found["session"]
+        lines.append(
+            f"  each further session of a server, context {session['n_ctx']:,}: "
+            f"{size_text(session['bytes'])}"
+        )
         lines += _gpu_lines(found)
         if model["file_note"]:
             lines.append(f"  note: {model['file_note']}")

@@ -10,7 +10,7 @@ from typing import Any
 from ..generation.declared import RequestOptions, SamplingOptions, declared
 from ..model import DiffusionGemma
 from ..opening import with_its_text
-from .common import Subparsers, add_common_options, whole_number
+from .common import Subparsers, add_common_options
 from .obtain import obtain
 
 
@@ -26,15 +26,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, source: bool = True) -
             metavar="USER/REPO[:TYPE]",
             help="file of a Hugging Face repository, such as user/repo:Q4_K_M",
         )
-    group.add_argument(
-        "-c",
-        "--ctx-size",
-        metavar="N",
-        type=whole_number(0, 2**31 - 1),
-        default=8192,
-        help="tokens of context (default: %(default)s; 0: the model's own)",
-    )
-    add_common_options(group, "threads", "progress")
+    add_common_options(group, "ctx_size", "threads", "progress")
     group.add_argument("--backend", choices=["auto", "cpu", "cuda"], default="auto")
     group.add_argument(
         "-ngl",

@@ -109,4 +109,4 @@ def common_prefix(one: IdArray, other: IdArray) -> int:
 
 def sessions_within(n_bytes: int, memory: Memory) -> int:
     """How many sessions fit beside each other into a budget, by what each takes; at least one."""
-    return max(1, n_bytes // (memory.cache + memory.scratch))
+    return max(1, n_bytes // memory.session)
