@@ -12,6 +12,7 @@ from gguf import GGUFValueType, GGUFWriter, LlamaFileType, Metadata, size_label
 from gguf.constants import Keys as Names
 from gguf.gguf_writer import GGUFValue
 
+from dgemma.generation.declared import SamplingOptions, declared
 from dgemma.importance import Importance
 
 from .config import ModelConfig
@@ -21,6 +22,7 @@ from .tokenizer import Vocabulary, check_templates, read_vocabulary
 
 ARCHITECTURE = "diffusion-gemma"
 QUANTIZATION_VERSION = 2  # of GGUF's block formats
+MAX_NUMBER = 10**5  # of a temperature or an entropy: the engine reads more, no checkpoint means it
 
 Keys = dict[str, GGUFValue]
 
@@ -240,21 +242,26 @@ def _sampling(folder: Path, generation: dict[str, Any]) -> dict[str, int | float
     sampler = generation.get("sampler_config") or {}
     if not isinstance(sampler, dict):
         raise ConvertError(f"{folder}/generation_config.json: sampler_config must be an object")
+    steps = generation.get("max_denoising_steps")
+    stability = generation.get("stability_threshold")
+    confidence = generation.get("confidence_threshold")
     found: dict[str, int | float] = {}
-    for key, kinds, low, value in (
-        ("eb_max_steps", (int,), 1, generation.get("max_denoising_steps")),
-        ("eb_t_min", (int, float), 1e-6, generation.get("t_min")),
-        ("eb_t_max", (int, float), 1e-6, generation.get("t_max")),
-        ("eb_entropy_bound", (int, float), 1e-12, sampler.get("entropy_bound")),
-        ("eb_stability_threshold", (int,), 0, generation.get("stability_threshold")),
-        ("eb_confidence_threshold", (int, float), 1e-12, generation.get("confidence_threshold")),
+    most = {name: option.option.high for name, option in declared(SamplingOptions).items()}
+    for key, kinds, low, high, value in (
+        ("eb_max_steps", (int,), 1, most["max_denoising_steps"], steps),
+        ("eb_t_min", (int, float), 1e-6, MAX_NUMBER, generation.get("t_min")),
+        ("eb_t_max", (int, float), 1e-6, MAX_NUMBER, generation.get("t_max")),
+        ("eb_entropy_bound", (int, float), 1e-12, MAX_NUMBER, sampler.get("entropy_bound")),
+        ("eb_stability_threshold", (int,), 0, most["stability_threshold"], stability),
+        ("eb_confidence_threshold", (int, float), 1e-12, MAX_NUMBER, confidence),
     ):
         if value is None:
             continue
-        if type(value) not in kinds or not low <= value <= 10**5:
+        if type(value) not in kinds or not low <= value <= high:
             raise ConvertError(
                 f"{folder}/generation_config.json: {key.removeprefix('eb_')} is {value!r}; "
-                f"expected {'an integer' if kinds == (int,) else 'a number'} from {low:g} to 100000"
+                f"expected {'an integer' if kinds == (int,) else 'a number'} "
+                f"from {low:g} to {high}"
             )
         found[key] = value if kinds == (int,) else float(value)
     return found

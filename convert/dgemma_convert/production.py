@@ -15,6 +15,7 @@ from dgemma.errors import Error
 from dgemma.importance import Importance
 from dgemma.opening import check_file
 from dgemma.progress import progress_bar
+from dgemma.sizes import size_text
 
 from . import encode
 from .errors import ConvertError
@@ -23,7 +24,7 @@ from .metadata import Keys, ParameterCounts, imatrix_keys
 from .policy import FILE_TYPES, Policy, Type
 from .sources import LeftOut, n_elements
 from .tensors import MappedTensor
-from .writer import Writer, shard_paths, size_text, split
+from .writer import Writer, shard_paths, split
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,13 @@ from dgemma.evaluation.plot import Series, chart
 from dgemma.files import write_file
 from dgemma.importance import Importance
 from dgemma.quants import dequantize, quantize, type_info
+from dgemma.sizes import size_text
 from dgemma.tensor_kinds import Kind
 
 from .errors import ConvertError
 from .policy import MIXES, Policy, Type, row_bytes
 from .sources import matrices, n_elements
 from .tensors import MappedTensor
-from .writer import size_text
 
 # Divergence in nats with that group alone in Q4_0: geometric mean over the two models measured.
 SENSITIVITIES = {

@@ -22,6 +22,7 @@ from gguf import GGUF_DEFAULT_ALIGNMENT, GGUFValueType, GGUFWriter
 from gguf.gguf_writer import GGUFValue
 
 from dgemma.files import NewFile, check_target, sync_folder
+from dgemma.sizes import size_text
 
 from .errors import ConvertError, failing_in_words, from_os_error
 from .metadata import ARCHITECTURE, Keys
@@ -55,11 +56,6 @@ class TensorInfo:
     def padded_bytes(self) -> int:
         """Length up to where the next tensor begins."""
         return -(-self.n_bytes // GGUF_DEFAULT_ALIGNMENT) * GGUF_DEFAULT_ALIGNMENT
-
-
-def size_text(n_bytes: int) -> str:
-    """Bytes for people: "14.43 GB"."""
-    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 10**9 else f"{n_bytes / 1e6:.2f} MB"
 
 
 def parse_size(text: str) -> int:

@@ -230,6 +230,8 @@ def test_tensors_that_do_not_fit_the_table(source: Path, out: Path) -> None:
         ("generation_config.json", {"t_min": 0}, "t_min is 0; expected a number from 1e-06"),
         ("generation_config.json", {"t_min": "hot"}, "t_min is 'hot'; expected"),
         ("generation_config.json", {"max_denoising_steps": 1.5}, "max_steps is 1.5; expected"),
+        ("generation_config.json", {"max_denoising_steps": 100001}, "integer from 1 to 100000"),
+        ("generation_config.json", {"stability_threshold": 65}, "an integer from 0 to 64"),
         ("generation_config.json", {"sampler_config": 3}, "sampler_config must be an object"),
     ],
 )
