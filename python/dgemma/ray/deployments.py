@@ -173,6 +173,7 @@ def application(settings: Settings) -> Application:
                 min_replicas=settings.replicas,
                 max_replicas=settings.max_replicas,
                 target_ongoing_requests=settings.target_ongoing_requests,
+                upscale_delay_s=10.0,
             )
         }
     replicas = serve.deployment(
