@@ -20,7 +20,6 @@ KNOWN_CIRCLES: set[str] = set()
 KNOWN_PACKAGE_ARROWS: set[str] = set()
 
 KNOWN_TOO_LONG: set[str] = {
-    "native/cpu/kernels/pairs.h: multiply_integers",
     "python/dgemma/server/page.html",
 }
 

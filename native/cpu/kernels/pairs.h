@@ -11,6 +11,48 @@ ALWAYS_INLINE vf add_group(vi sum, vf w_scale, vf x_scale, vf acc) {
     return vf_fma(vf_from_int(sum), vf_mul(w_scale, x_scale), acc);
 }
 
+/* Sums of rows to squares: the halves of two rows' vectors side by side. */
+ALWAYS_INLINE void pair_rows(const int n_rows, vf acc[TILE_ROWS][VECTORS], vf square[PAIRS][QUARTERS]) {
+    UNROLL
+    for (int p = 0; p < (n_rows + 1) / 2; p++) {
+        const int t = 2 * p, other = t + 1 < n_rows ? t + 1 : t; /* what stands in for a missing row is never read */
+        UNROLL
+        for (int v = 0; v < VECTORS; v++) {
+            square[p][2 * v] = vf_low_halves(acc[t][v], acc[other][v]);
+            square[p][2 * v + 1] = vf_high_halves(acc[t][v], acc[other][v]);
+        }
+    }
+}
+
+/* And back. */
+ALWAYS_INLINE void part_rows(const int n_rows, vf square[PAIRS][QUARTERS], vf acc[TILE_ROWS][VECTORS]) {
+    UNROLL
+    for (int t = 0; t < n_rows; t++) {
+        UNROLL
+        for (int v = 0; v < VECTORS; v++)
+            acc[t][v] = t % 2 == 0 ? vf_low_halves(square[t / 2][2 * v], square[t / 2][2 * v + 1])
+                                   : vf_high_halves(square[t / 2][2 * v], square[t / 2][2 * v + 1]);
+    }
+}
+
+/* Adds a group's sums, scaled, and its minima times the sums of the activations. */
+ALWAYS_INLINE void add_scaled_sums(const int n_pairs, const bool has_mins, vi sum[PAIRS][QUARTERS],
+                                   const float *w_scale, const float *x_scale, const float *w_min, const float *x_sum,
+                                   vf square[PAIRS][QUARTERS]) {
+    UNROLL
+    for (int q = 0; q < QUARTERS; q++) {
+        const vf scale = vf_two_twice(w_scale + 2 * q);
+        UNROLL
+        for (int p = 0; p < n_pairs; p++)
+            square[p][q] = add_group(sum[p][q], scale, vf_two_and_two(x_scale + 2 * p), square[p][q]);
+        if (has_mins) {
+            const vf min = vf_sub(vf_set(0), vf_two_twice(w_min + 2 * q));
+            UNROLL
+            for (int p = 0; p < n_pairs; p++) square[p][q] = vf_fma(min, vf_two_and_two(x_sum + 2 * p), square[p][q]);
+        }
+    }
+}
+
 ALWAYS_INLINE void multiply_integers(const int n_rows, const int group, const bool is_signed, const bool has_mins,
                                      const dg_panel *panel, const dg_rows *rows, int64_t tile,
                                      vf acc[TILE_ROWS][VECTORS]) {
@@ -27,15 +69,7 @@ ALWAYS_INLINE void multiply_integers(const int n_rows, const int group, const bo
     const uint8_t *next = panel->prefetch + tile * n_blocks * n_prefetched * CACHE_LINE;
     vf square[PAIRS][QUARTERS];
     (void)is_signed; /* unsigned codes are below 128 */
-    UNROLL
-    for (int p = 0; p < n_pairs; p++) {
-        const int t = 2 * p, other = t + 1 < n_rows ? t + 1 : t; /* what stands in for a missing row is never read */
-        UNROLL
-        for (int v = 0; v < VECTORS; v++) {
-            square[p][2 * v] = vf_low_halves(acc[t][v], acc[other][v]);
-            square[p][2 * v + 1] = vf_high_halves(acc[t][v], acc[other][v]);
-        }
-    }
+    pair_rows(n_rows, acc, square);
 
     for (int64_t b = 0; b < n_blocks; b++) {
         for (int i = 0; i < n_prefetched; i++, next += CACHE_LINE) __builtin_prefetch(next, 0, 2);
@@ -61,19 +95,7 @@ ALWAYS_INLINE void multiply_integers(const int n_rows, const int group, const bo
                     for (int q = 0; q < QUARTERS; q++) sum[p][q] = vi_dot8_pairs(sum[p][q], two, codes[q]);
                 }
             }
-            UNROLL
-            for (int q = 0; q < QUARTERS; q++) {
-                const vf scale = vf_two_twice(w_scale + 2 * q);
-                UNROLL
-                for (int p = 0; p < n_pairs; p++)
-                    square[p][q] = add_group(sum[p][q], scale, vf_two_and_two(x_scale + 2 * p), square[p][q]);
-                if (has_mins) {
-                    const vf min = vf_sub(vf_set(0), vf_two_twice(w_min + 2 * q));
-                    UNROLL
-                    for (int p = 0; p < n_pairs; p++)
-                        square[p][q] = vf_fma(min, vf_two_and_two(x_sum + 2 * p), square[p][q]);
-                }
-            }
+            add_scaled_sums(n_pairs, has_mins, sum, w_scale, x_scale, w_min, x_sum, square);
             if (has_mins) {
                 x_sum += TILE_ROWS;
                 w_min += PANEL_LANES;
@@ -85,11 +107,5 @@ ALWAYS_INLINE void multiply_integers(const int n_rows, const int group, const bo
         x += TILE_ROWS * DG_BLOCK;
         x_scale += TILE_ROWS;
     }
-    UNROLL
-    for (int t = 0; t < n_rows; t++) {
-        UNROLL
-        for (int v = 0; v < VECTORS; v++)
-            acc[t][v] = t % 2 == 0 ? vf_low_halves(square[t / 2][2 * v], square[t / 2][2 * v + 1])
-                                   : vf_high_halves(square[t / 2][2 * v], square[t / 2][2 * v + 1]);
-    }
+    part_rows(n_rows, square, acc);
 }
