@@ -1,5 +1,6 @@
 /* The encoders of one instruction set, whatever this machine would choose, for tests. */
 #include "quant/encode.h"
+#include "quant/quant.h"
 
 __attribute__((visibility("default"))) const dg_encode *test_encoders(int index);
 
