@@ -16,7 +16,7 @@ PROGRAM = Path(__file__).parent / "programs" / "typed.py"
 def check(path: Path, cache: Path) -> tuple[int, str]:
     """mypy's exit code and findings, with the package found as one that is installed."""
     root = Path(dgemma.__file__).parents[1]
-    # mypy finds what is installed by itself, and refuses to be told.
+    # mypy finds what is installed by itself, and refuses to be told or to start among it.
     where = {} if root.name == "site-packages" else {"MYPYPATH": str(root)}
     done = subprocess.run(
         [
@@ -26,7 +26,7 @@ def check(path: Path, cache: Path) -> tuple[int, str]:
         ],
         capture_output=True,
         text=True,
-        cwd=root,
+        cwd=cache,
         env={"PATH": "", **where},
     )
     return done.returncode, done.stdout + done.stderr
