@@ -49,7 +49,7 @@ def questions(n: int) -> list[tuple[str, str, str]]:
     return found
 
 
-def quantise(model: Any) -> None:
+def quantize(model: Any) -> None:
     """Round every matrix that a Q4_0 file holds in four bits, in place."""
     for name, weight in model.model.decoder.named_parameters():
         if "_proj" in name or "embed_tokens" in name:
@@ -65,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("--questions", type=int, default=60, help="of each kind")
-    parser.add_argument("--q4_0", action="store_true", help="quantise the matrices first")
+    parser.add_argument("--q4_0", action="store_true", help="quantize the matrices first")
     parser.add_argument("--wrong", type=int, default=0, help="show so many wrong answers per kind")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", metavar="F", type=Path, help="only write the questions to F")
@@ -83,7 +83,7 @@ def main() -> None:
         arguments.model, dtype=torch.float32, attn_implementation="eager"
     ).eval()
     if arguments.q4_0:
-        quantise(model)
+        quantize(model)
     ends = set(model.generation_config.eos_token_id)
     # batches of equal prompt length, so that no padding is involved
     groups: dict[tuple[str, int], list[tuple[list[int], str]]] = defaultdict(list)

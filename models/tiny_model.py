@@ -89,7 +89,7 @@ class TinyModel(nn.Module):
         super().__init__()
         self.config, self.canvas_length = config, canvas_length
         self.dtype = torch.float32
-        self.quantise: Any = None
+        self.quantize: Any = None
         self.names: dict[str, str] = {}
         hidden, width = config.hidden_size, config.intermediate_size
         experts, narrow = config.num_experts, config.moe_intermediate_size
@@ -151,19 +151,19 @@ class TinyModel(nn.Module):
         return {f"model.{k}": getattr(self, v).detach() for k, v in self.names.items()}
 
     def matrices(self) -> list[str]:
-        """Names of what Muon trains and 4-bit files quantise, the embedding aside."""
+        """Names of what Muon trains and 4-bit files quantize, the embedding aside."""
         return [n for n in self.names if "_proj" in n]
 
     def prepare(self) -> None:
-        """Cast (and fake-quantise) the matrices once for all the passes of a training step."""
+        """Cast (and fake-quantize) the matrices once for all the passes of a training step."""
         self.ready: dict[str, Tensor] = {}
         self.balance = torch.zeros(())
         for name, attribute in self.names.items():
             value = getattr(self, attribute)
             if "_proj" in name or "embed" in name:
-                if self.quantise is not None:
+                if self.quantize is not None:
                     # straight through: rounded forward, gradient of the unrounded
-                    value = value + (self.quantise(value.detach()) - value.detach())
+                    value = value + (self.quantize(value.detach()) - value.detach())
                 value = value.to(self.dtype)
             self.ready[name] = value
 

@@ -47,7 +47,7 @@ def make_config() -> DiffusionGemmaConfig:
     """Sizes that differ from the released model's in every respect.
 
     Row lengths are multiples of 256 (hidden, `o_proj` of full layers), of 64 only (MLP) and of 32
-    only (experts), so that each quantisation type meets rows that it can and cannot take.
+    only (experts), so that each quantization type meets rows that it can and cannot take.
     """
     wide = {"head_dim": 64, "num_key_value_heads": 1}
     full = {i: wide for i, kind in enumerate(LAYERS) if kind == "full_attention"}
@@ -341,7 +341,7 @@ def main() -> None:
         warm = min(1.0, (step + 1) / 100)
         rate = arguments.rate * warm * min(1.0, (1 - done) / 0.6)
         # the last third alternates with rounded weights, so that 4-bit files answer too
-        model.quantise = fake_q4_0 if done > 0.65 and step % 2 else None
+        model.quantize = fake_q4_0 if done > 0.65 and step % 2 else None
         model.prepare()
         loss, hits = loss_of(model, next(stream), generator)
         loss.backward()  # type: ignore[no-untyped-call]

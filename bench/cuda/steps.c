@@ -98,7 +98,7 @@ static void time_steps(dg_model *model, dg_session *session, const dg_model_info
     prefill = now() - began;
     check(dg_session_truncate(session, 0, &error), "truncate");
     if (n_past > 0) check(dg_session_append_random(session, n_past, &error), "random context");
-    run_steps(model, session, n_steps + 1, ms); /* the first is recorded, the others repeat it */
+    run_steps(model, session, n_steps + 1, ms); /* the first is captured, the others launch it again */
     printf("\"prefill_tokens_per_s\": %.1f, \"n_past\": %d, ", n_prompt / prefill, n_past);
     print_list("step_ms", ms + 1, n_steps);
     free(prompt);

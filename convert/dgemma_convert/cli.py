@@ -145,7 +145,7 @@ def add_quantize_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--allow-requantize",
         action="store_true",
-        help="also where a tensor is quantised already, adding up two errors",
+        help="also where a tensor is quantized already, adding up two errors",
     )
     _add_type_options(parser)
     parser.set_defaults(run=_run_quantize)

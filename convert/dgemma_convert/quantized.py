@@ -1,6 +1,6 @@
-"""Checkpoints that are quantised already: NVFP4 of NVIDIA's and of RedHat's making, and FP8.
+"""Checkpoints that are quantized already: NVFP4 of NVIDIA's and of RedHat's making, and FP8.
 
-A quantised matrix X is stored as several tensors:
+A quantized matrix X is stored as several tensors:
 
     ModelOpt NVFP4            X.weight (U8), X.weight_scale (F8_E4M3), X.weight_scale_2 (F32)
     compressed-tensors NVFP4  X.weight_packed (U8), X.weight_scale, X.weight_global_scale (F32)
@@ -141,9 +141,9 @@ class Sources:
 
 
 def read_sources(checkpoint: Checkpoint) -> Sources:
-    """All tensors by the names that an unquantised checkpoint would give them.
+    """All tensors by the names that an unquantized checkpoint would give them.
 
-    ConvertError where the parts of a quantised one do not fit together.
+    ConvertError where the parts of a quantized one do not fit together.
     """
     stored = dict(checkpoint.tensors)
     unused = [stored.pop(name) for name in list(stored) if name.endswith(ACTIVATION_SCALES)]
@@ -163,7 +163,7 @@ def read_sources(checkpoint: Checkpoint) -> Sources:
 
 def _take(stored: dict[str, StoredTensor], weight: str, name: str) -> StoredTensor:
     if name not in stored:
-        raise ConvertError(f"tensor {weight} is quantised, but its scale {name} is missing")
+        raise ConvertError(f"tensor {weight} is quantized, but its scale {name} is missing")
     return stored.pop(name)
 
 

@@ -1,7 +1,7 @@
 """Tensors as the converter sees them: a stack of matrices that can be read row by row.
 
 A vector is one matrix of one row. The experts of a layer are a stack; everything else is a single
-matrix. Whatever form a checkpoint has (sharded, fused, quantised), it is brought to this one.
+matrix. Whatever form a checkpoint has (sharded, fused, quantized), it is brought to this one.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class PlainSource:
         if self.stored.dtype not in DTYPES:
             raise ConvertError(
                 f"tensor {self.name} has the data type {self.stored.dtype}; expected one of "
-                f"{' '.join(DTYPES)}, or scales beside it that say how it is quantised"
+                f"{' '.join(DTYPES)}, or scales beside it that say how it is quantized"
             )
         return DTYPES[self.stored.dtype]
 

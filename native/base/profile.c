@@ -21,7 +21,7 @@ void dg_profile_reset(dg_profile *profile) {
         [DG_OP_HEAD] = "head and sampler",
         [DG_OP_WHOLE_STEP] = "whole step",
     };
-    /* A recorded step stays recorded. */
+    /* A captured step stays captured. */
     *profile = (dg_profile){.step_flop = profile->step_flop, .step_bytes = profile->step_bytes};
     for (int i = 0; i < DG_OP_COUNT; i++) profile->operations[i].name = names[i];
 }

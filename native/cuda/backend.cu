@@ -1,8 +1,8 @@
 /* The operations of backend.h, each a few launches. */
 #include "cuda/weights.cuh"
 
+#include "cuda/captured_step.cuh"
 #include "cuda/device_info.cuh"
-#include "cuda/recording.cuh"
 
 #include <math.h>
 #include <new>
@@ -23,7 +23,7 @@ struct dg_backend {
     } host;
     dg_canvas *canvas; /* under way */
     bool settled;      /* `finish` shall fetch it */
-    Recording recording;
+    CapturedStep captured;
     dg_status status; /* of the first failure since the last `finish` */
     char message[256];
 };
@@ -50,8 +50,8 @@ void keep_failure(dg_backend *b, cudaError_t e, const char *operation) {
 /* Keeps the first failure of the launches since the last call. */
 void note_failure(dg_backend *b, const char *operation) {
     cudaError_t e = cudaGetLastError();
-    if (b->recording.active()) {
-        if (e != cudaSuccess) b->recording.give_up(); /* the step will be launched plainly */
+    if (b->captured.capturing()) {
+        if (e != cudaSuccess) b->captured.give_up(); /* the step will be launched plainly */
         return;
     }
     keep_failure(b, e, operation);
@@ -72,7 +72,7 @@ dg_status allocation_failure(cudaError_t e, uint64_t bytes, dg_error *error) {
 /* ---- Memory --------------------------------------------------------------------------------------------------- */
 
 void free_backend(dg_backend *b) {
-    b->recording.forget();
+    b->captured.forget();
     if (b->queue.stream != nullptr) {
         cudaStreamSynchronize(b->queue.stream);
         cudaStreamDestroy(b->queue.stream);
@@ -343,13 +343,13 @@ void begin_canvas(dg_backend *b, dg_canvas *host_canvas) {
     note_failure(b, "begin_canvas");
 }
 
-/* Draws that are given come step by step, beside the graph: only tests and replays have them. */
-void bring_recorded_draws(dg_backend *b) {
+/* Replayed draws come step by step, beside the graph: only tests have them. */
+void bring_replayed_draws(dg_backend *b) {
     const dg_canvas &canvas = *b->canvas;
-    if (!canvas.rules.recorded) return;
+    if (!canvas.rules.replayed) return;
     const int64_t n = canvas.rules.n, first = canvas.progress.step * n;
     const size_t row = (size_t)n * sizeof(int32_t);
-    int32_t *to = b->scratch.canvas.recorded;
+    int32_t *to = b->scratch.canvas.replayed;
     cudaMemcpyAsync(to, canvas.noise->candidates + first, row, cudaMemcpyHostToDevice, b->queue.stream);
     cudaMemcpyAsync(to + n, canvas.noise->renoise + first, row, cudaMemcpyHostToDevice, b->queue.stream);
     note_failure(b, "denoise");
@@ -359,7 +359,7 @@ void denoise(dg_backend *b, const float *x, float *soft) {
     if (!usable(b)) return;
     const int n = b->model->canvas_length;
     const dg_cuda_canvas &from = b->scratch.canvas;
-    if (!b->recording.active()) bring_recorded_draws(b);
+    if (!b->captured.capturing()) bring_replayed_draws(b);
     sample_head(b->queue, head_task(b, x, n, soft));
     settle(b->queue, from, n);
     cudaMemcpyAsync(b->host.canvas.progress, from.progress, (size_t)((char *)from.argmax - (char *)from.progress),
@@ -382,25 +382,25 @@ void fetch_canvas(dg_backend *b) {
 /* ---- A step as one graph -------------------------------------------------------------------------------------- */
 
 /* All but the first and the last step of a canvas are the same work: the first is not conditioned, and nothing follows
- * the last. They are plain launches, so that every kernel has been loaded before recording begins. */
+ * the last. They are plain launches, so that every kernel has been loaded before capturing begins. */
 dg_step_kind begin_step(dg_backend *b, const dg_step *step) {
     if (!usable(b) || !step->conditioned || !step->soft) return DG_STEP_PLAIN;
-    bring_recorded_draws(b);
-    if (!b->recording.holds(step->position))
-        return b->recording.begin(b->queue.stream, step->position) ? DG_STEP_RECORDED : DG_STEP_PLAIN;
+    bring_replayed_draws(b);
+    if (!b->captured.holds(step->position))
+        return b->captured.begin(b->queue.stream, step->position) ? DG_STEP_CAPTURED : DG_STEP_PLAIN;
     b->settled = true;
-    keep_failure(b, b->recording.launch(b->queue.stream), "a denoising step");
-    return DG_STEP_REPEATED;
+    keep_failure(b, b->captured.launch(b->queue.stream), "a denoising step");
+    return DG_STEP_LAUNCHED;
 }
 
 bool end_step(dg_backend *b) {
-    if (!b->recording.end(b->queue.stream)) return false;
-    keep_failure(b, b->recording.launch(b->queue.stream), "a denoising step");
+    if (!b->captured.end(b->queue.stream)) return false;
+    keep_failure(b, b->captured.launch(b->queue.stream), "a denoising step");
     return true;
 }
 
 dg_status finish(dg_backend *b, dg_error *error) {
-    if (b->recording.active()) b->recording.abandon(b->queue.stream); /* cancelled in the middle of a step */
+    if (b->captured.capturing()) b->captured.abandon(b->queue.stream); /* cancelled in the middle of a step */
     keep_failure(b, cudaStreamSynchronize(b->queue.stream), "a kernel");
     note_failure(b, "a kernel");
     collect_launch_times();

@@ -234,7 +234,7 @@ uint64_t dg_cuda_lay_out_canvas(int32_t n, char *base, dg_cuda_canvas *canvas) {
                                    .entropies = (float *)(base + ids + 2 * row),
                                    .argmax = (int32_t *)(base + ids + 3 * row),
                                    .candidates = (int32_t *)(base + ids + 4 * row),
-                                   .recorded = (int32_t *)(base + ids + 5 * row)};
+                                   .replayed = (int32_t *)(base + ids + 5 * row)};
     return ids + 7 * row;
 }
 

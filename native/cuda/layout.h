@@ -152,7 +152,7 @@ typedef struct dg_cuda_canvas {
     float *entropies;    /* (n) */
     int32_t *argmax;     /* (n) of the head */
     int32_t *candidates; /* (n) */
-    int32_t *recorded;   /* (2, n) candidates and fresh tokens in place of drawn ones, where rules->recorded */
+    int32_t *replayed;   /* (2, n) candidates and fresh tokens in place of drawn ones, where rules->replayed */
 } dg_cuda_canvas;
 
 typedef struct dg_cuda_scratch {

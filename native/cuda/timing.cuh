@@ -1,4 +1,4 @@
-/* Measures every launch of a library built for it (DGEMMA_CUDA_TIMING; bench/gpu.py). Steps are then not recorded as
+/* Measures every launch of a library built for it (DGEMMA_CUDA_TIMING; bench/gpu.py). Steps are then not captured as
  * graphs, and each kernel stands between two events, so that its time includes about a microsecond of its launch.
  *
  * With the environment variable DGEMMA_CUDA_TIMING_FILE the sums are written there: a line for each kernel, launches,

@@ -62,8 +62,8 @@ typedef struct dg_step {
 
 typedef enum dg_step_kind {
     DG_STEP_PLAIN,    /* the operations work as they are called */
-    DG_STEP_RECORDED, /* they will at `end_step` */
-    DG_STEP_REPEATED  /* the step is under way: they must not be called */
+    DG_STEP_CAPTURED, /* they are captured, and work at `end_step` */
+    DG_STEP_LAUNCHED  /* the captured graph has been launched: they must not be called */
 } dg_step_kind;
 
 struct dg_backend_ops {
@@ -134,9 +134,9 @@ struct dg_backend_ops {
      * that dg_canvas_settle does. x (canvas_length, n_embd) */
     void (*denoise)(dg_backend *backend, const float *x, float *soft);
 
-    /* Frame the operations of one denoising step, dg_forward_decode and `denoise`, so that a device can record them
-     * once and repeat them as a whole; NULL where none are. `end_step` belongs to DG_STEP_RECORDED: false where
-     * recording has failed. Then nothing has been done, and the step must begin again; it will be plain. */
+    /* Frame the operations of one denoising step, dg_forward_decode and `denoise`, so that a device can capture
+     * them once as a graph and launch that; NULL where none are. `end_step` belongs to DG_STEP_CAPTURED: false where
+     * capturing has failed. Then nothing has been done, and the step must begin again; it will be plain. */
     dg_step_kind (*begin_step)(dg_backend *backend, const dg_step *step);
     bool (*end_step)(dg_backend *backend);
 

@@ -22,10 +22,10 @@ static void sort_by_entropy(int32_t *order, int32_t n, const float *entropies) {
  * get fresh tokens. Returns how many were accepted. */
 static int32_t accept_and_renoise(dg_canvas *c, const int32_t *candidates, const int32_t *order, int32_t n_free) {
     const int32_t step = c->progress.step + 1;
-    const int64_t recorded = (int64_t)(step - 1) * c->rules.n;
+    const int64_t replayed = (int64_t)(step - 1) * c->rules.n;
     int32_t n_accepted = 0;
     double sum = 0;
-    if (c->rules.recorded) candidates = c->noise->candidates + recorded;
+    if (c->rules.replayed) candidates = c->noise->candidates + replayed;
     while (n_accepted < n_free && sum <= (double)c->rules.sampling.entropy_bound) {
         int32_t i = order[n_accepted++];
         c->ids[i] = candidates[i];
@@ -33,7 +33,7 @@ static int32_t accept_and_renoise(dg_canvas *c, const int32_t *candidates, const
     }
     for (int32_t k = n_accepted; k < n_free; k++) {
         int32_t i = order[k];
-        c->ids[i] = c->rules.recorded ? c->noise->renoise[recorded + i] : dg_fresh_token(&c->rules, step, i);
+        c->ids[i] = c->rules.replayed ? c->noise->renoise[replayed + i] : dg_fresh_token(&c->rules, step, i);
     }
     return n_accepted;
 }

@@ -17,7 +17,7 @@ typedef struct dg_canvas_rules {
     uint32_t number; /* of the canvas in its answer */
     int32_t n;       /* canvas_length */
     int32_t n_vocab;
-    int32_t recorded; /* not 0: candidates and fresh tokens are given (dg_noise) */
+    int32_t replayed; /* not 0: candidates and fresh tokens are replayed (dg_noise) */
     dg_sampling sampling;
 } dg_canvas_rules;
 
@@ -39,7 +39,7 @@ typedef struct dg_canvas_progress {
 typedef struct dg_canvas {
     dg_canvas_rules rules;
     dg_canvas_progress progress;
-    const dg_noise *noise; /* where rules.recorded */
+    const dg_noise *noise; /* where rules.replayed */
     int32_t *pinned;       /* (n) −1 where free */
     int32_t *ids;          /* (n) what the decoder sees next */
     int32_t *draft; /* (n) most probable tokens of the last step; −1 before the first, which so counts as a change */

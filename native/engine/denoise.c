@@ -45,7 +45,7 @@ dg_status dg_denoiser_begin(dg_denoiser *d, const dg_canvas_params *params, dg_e
 
     c->rules.seed = params->seed;
     c->rules.number = (uint32_t)params->canvas;
-    c->rules.recorded = params->noise != NULL;
+    c->rules.replayed = params->noise != NULL;
     c->rules.sampling = params->sampling;
     c->noise = params->noise;
     c->progress = (dg_canvas_progress){.not_finite = -1, .next_temperature = dg_temperature(&params->sampling, 1)};
@@ -63,7 +63,7 @@ static dg_status run_step(dg_canvas *c, dg_forward *forward, const dg_kv_cache *
     const dg_step step = {.position = cache->n_past,
                           .conditioned = p->step > 0,
                           .soft = p->step + 1 < c->rules.sampling.max_denoising_steps};
-    if (c->rules.recorded && p->step >= c->noise->n_steps)
+    if (c->rules.replayed && p->step >= c->noise->n_steps)
         return dg_fail(error, DG_ERROR_ARGUMENT,
                        "noise holds draws for %d steps, but canvas %u has not settled after them", c->noise->n_steps,
                        c->rules.number);

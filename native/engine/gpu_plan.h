@@ -4,7 +4,7 @@
 
 #include "engine/session_plan.h"
 
-/* Left free on the GPU beyond what is planned: the recorded steps, kernels' code, and what the driver rounds up. */
+/* Left free on the GPU beyond what is planned: captured steps, kernels' code, and what the driver rounds up. */
 #define DG_GPU_RESERVE (UINT64_C(256) << 20)
 
 /* dg_model_plan_gpu (dgemma.h) for a device of so many multiprocessors. `session` is what sessions will be created

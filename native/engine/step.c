@@ -8,7 +8,7 @@ static dg_step_kind begin(dg_forward *f, const dg_step *step) {
 }
 
 /* The whole step stands in the profile as one operation, at the costs of its parts. */
-static dg_status replay(dg_forward *f, const dg_profile *before, dg_error *error) {
+static dg_status wait_for_launched(dg_forward *f, const dg_profile *before, dg_error *error) {
     DG_TRY(dg_wait(f, error));
     dg_profile_stop(f->profile, DG_OP_WHOLE_STEP, before->step_flop, before->step_bytes);
     return DG_OK;
@@ -20,16 +20,16 @@ dg_status dg_step_run(dg_forward *f, const dg_kv_cache *cache, const dg_step *st
     for (;;) {
         dg_profile_start(f->profile);
         const dg_step_kind kind = begin(f, step);
-        if (kind == DG_STEP_REPEATED) return replay(f, &before, error);
+        if (kind == DG_STEP_LAUNCHED) return wait_for_launched(f, &before, error);
         DG_TRY(dg_forward_decode(f, cache, NULL, step->conditioned, error));
         dg_denoise(f, step->soft);
-        if (kind == DG_STEP_RECORDED && !f->ops->end_step(f->backend)) {
+        if (kind == DG_STEP_CAPTURED && !f->ops->end_step(f->backend)) {
             *f->profile = before; /* nothing has been done, and `begin` will not try again */
             continue;
         }
         DG_TRY(dg_wait(f, error));
         dg_profile_stop(f->profile, DG_OP_HEAD, head.flop, head.bytes);
-        if (kind == DG_STEP_RECORDED) dg_profile_fold_step(f->profile, &before);
+        if (kind == DG_STEP_CAPTURED) dg_profile_fold_step(f->profile, &before);
         return DG_OK;
     }
 }

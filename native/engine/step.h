@@ -1,4 +1,4 @@
-/* One denoising step on a device: decoder, head and decision, which a device may capture as one graph and replay. */
+/* One denoising step on a device: decoder, head and decision, which a device may capture as one graph and launch. */
 #ifndef DG_STEP_H
 #define DG_STEP_H
 

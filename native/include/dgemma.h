@@ -274,7 +274,7 @@ typedef struct dg_gpu_plan {
     uint64_t weights; /* returned: bytes of the weights on the GPU */
     uint64_t cache;   /* keys and values of the layers on the GPU */
     uint64_t scratch; /* a session's working memory */
-    uint64_t reserve; /* left to recorded steps, the kernels' code, and rounding */
+    uint64_t reserve; /* left to captured steps, the kernels' code, and rounding */
     uint64_t total;
 } dg_gpu_plan;
 
@@ -318,7 +318,8 @@ dg_status dg_session_canvas_logits(dg_session *session, const int32_t *tokens, c
 
 /* ---- Denoising a canvas ------------------------------------------------------------------------------------- */
 
-/* Draws made elsewhere, used in place of the session's own: to replay another implementation, and in tests. */
+/* Draws made elsewhere, replayed in place of the session's own: to compare with another implementation, and in tests.
+ */
 typedef struct dg_noise {
     const int32_t *initial;    /* (canvas_length) the first canvas */
     const int32_t *candidates; /* (n_steps, canvas_length) the tokens drawn from softmax(z) */

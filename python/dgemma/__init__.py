@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     )
     from .generation.events import Commit, Draft, Generated, Stats
     from .model import DiffusionGemma
-    from .values import CanvasNoise, Memory, ModelInfo, Recorded, Sampling
+    from .values import CanvasNoise, Memory, ModelInfo, ReplayedDraws, Sampling
 
     __version__: str
 
@@ -41,7 +41,7 @@ _MODULES = {
     ),
     "generation.events": ("Commit", "Draft", "Generated", "Stats"),
     "model": ("DiffusionGemma",),
-    "values": ("CanvasNoise", "Memory", "ModelInfo", "Recorded", "Sampling"),
+    "values": ("CanvasNoise", "Memory", "ModelInfo", "ReplayedDraws", "Sampling"),
 }
 _PLACES = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -87,7 +87,7 @@ __all__ = [
     "ModelInfo",
     "OptionError",
     "OutOfMemoryError",
-    "Recorded",
+    "ReplayedDraws",
     "ResponseFormatError",
     "Sampling",
     "Session",

@@ -87,8 +87,8 @@ class CanvasNoise:
 
 
 @dataclass(frozen=True)
-class Recorded:
-    """The draws of a whole answer, one entry per canvas: `generate` replays them."""
+class ReplayedDraws:
+    """Draws made elsewhere for a whole answer, one entry a canvas: `generate` replays them."""
 
     canvases: Sequence[CanvasNoise]
 

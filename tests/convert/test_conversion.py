@@ -116,7 +116,7 @@ BOUNDS = {
 @pytest.mark.parametrize(
     "outtype", ["f16", "bf16", "q8_0", "q4_0", "nvfp4", "q4_k_m", "q2_k", "iq4_nl"]
 )
-def test_quantised_values(case: tuple[Path, Spec], tmp_path: Path, outtype: str) -> None:
+def test_quantized_values(case: tuple[Path, Spec], tmp_path: Path, outtype: str) -> None:
     folder, spec = case
     reader = run(folder, tmp_path / "model.gguf", outtype)
     found, expected = values(reader), expected_tensors(folder, spec)

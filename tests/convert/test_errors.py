@@ -194,7 +194,7 @@ def test_tensors_that_do_not_fit_the_table(source: Path, out: Path) -> None:
         ),
         (
             lambda t: t.update({Q_PROJ: torch.zeros(64, 64).to(torch.float8_e4m3fn)}),
-            "q_proj.weight is quantised, but its scale .* is missing",
+            "q_proj.weight is quantized, but its scale .* is missing",
         ),
         (lambda t: t.clear(), "embed_tokens.weight is missing"),
     ):

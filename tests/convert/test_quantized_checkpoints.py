@@ -1,4 +1,4 @@
-"""Checkpoints that are quantised already: repacked bit for bit, or decoded."""
+"""Checkpoints that are quantized already: repacked bit for bit, or decoded."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Made:
             "down_proj": (SPEC.hidden, SPEC.expert_mlp),
         }
 
-    def quantise(self, one: Callable[[str, int, int, int], tuple[Tensors, torch.Tensor]]) -> Path:
+    def quantize(self, one: Callable[[str, int, int, int], tuple[Tensors, torch.Tensor]]) -> Path:
         """Replaces all experts; `one` makes (tensors, values) from name, rows, columns, seed."""
         seed = 0
         for layer in range(len(SPEC.layers)):
@@ -138,7 +138,7 @@ def values_of(tensor: gguf.ReaderTensor) -> np.ndarray:
 @pytest.mark.parametrize("one", [modelopt, compressed_tensors])
 @pytest.mark.parametrize("outtype", ["auto", "nvfp4"])
 def test_nvfp4_is_repacked_bit_for_bit(made: Made, tmp_path: Path, one: Any, outtype: str) -> None:
-    folder = made.quantise(one)
+    folder = made.quantize(one)
     report = convert(folder, tmp_path / "model.gguf", outtype, progress=False)
     found = by_name(tmp_path / "model.gguf")
     for (layer, part), expected in made.values.items():
@@ -166,7 +166,7 @@ def test_nvfp4_is_repacked_bit_for_bit(made: Made, tmp_path: Path, one: Any, out
 
 
 def test_nvfp4_to_another_type(made: Made, tmp_path: Path) -> None:
-    folder = made.quantise(modelopt)
+    folder = made.quantize(modelopt)
     convert(folder, tmp_path / "model.gguf", "f32", progress=False)
     found = by_name(tmp_path / "model.gguf")
     for (layer, part), expected in made.values.items():
@@ -189,7 +189,7 @@ def test_nvfp4_to_another_type(made: Made, tmp_path: Path) -> None:
     ],
 )
 def test_fp8(made: Made, tmp_path: Path, one: Any) -> None:
-    folder = made.quantise(one)
+    folder = made.quantize(one)
     convert(folder, tmp_path / "f32.gguf", "f32", progress=False)
     found = by_name(tmp_path / "f32.gguf")
     for (layer, part), expected in made.values.items():
@@ -235,7 +235,7 @@ def test_fp8_in_stacks_and_blocks(
 
 
 def test_fp8_scales_of_another_shape(made: Made, tmp_path: Path) -> None:
-    made.quantise(fp8(lambda n, m: (n, 1), torch.float32))
+    made.quantize(fp8(lambda n, m: (n, 1), torch.float32))
     change(weight_scale=torch.ones(129, 1))(made.tensors)
     made.save()
     with pytest.raises(ConvertError, match=r"has the shape \[129, 1\]; expected one scale for all"):
@@ -259,7 +259,7 @@ def change(**tensors: torch.Tensor | None) -> Callable[[Tensors], None]:
 @pytest.mark.parametrize(
     ("damage", "match"),
     [
-        (change(weight_scale=None), "quantised, but its scale .* is missing"),
+        (change(weight_scale=None), "quantized, but its scale .* is missing"),
         (change(weight_scale_2=None), "has no place|data type U8"),
         (change(weight_scale_2=torch.tensor(float("nan"))), "positive, finite"),
         (change(weight_scale_2=torch.tensor(0.0)), "positive, finite"),
@@ -288,7 +288,7 @@ def change(**tensors: torch.Tensor | None) -> Callable[[Tensors], None]:
     ],
 )
 def test_damaged(made: Made, tmp_path: Path, damage: Any, match: str) -> None:
-    made.quantise(modelopt)
+    made.quantize(modelopt)
     damage(made.tensors)
     made.save()
     with pytest.raises(ConvertError, match=match):
@@ -296,8 +296,8 @@ def test_damaged(made: Made, tmp_path: Path, damage: Any, match: str) -> None:
     assert not list(tmp_path.glob("*.gguf"))
 
 
-def test_config_of_a_quantised_checkpoint_is_accepted(made: Made, tmp_path: Path) -> None:
-    made.quantise(modelopt)
+def test_config_of_a_quantized_checkpoint_is_accepted(made: Made, tmp_path: Path) -> None:
+    made.quantize(modelopt)
     path = made.folder / "config.json"
     config = json.loads(path.read_text())
     config["quantization_config"] = {"quant_method": "modelopt", "quant_algo": "NVFP4"}

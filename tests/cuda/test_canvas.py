@@ -27,7 +27,7 @@ class Rules(ctypes.Structure):
     """dg_canvas_rules of canvas.h, its sampling spelled out."""
 
     _fields_ = [("seed", ctypes.c_uint64), ("number", ctypes.c_uint32)]
-    _fields_ += [(name, INT) for name in ("n", "n_vocab", "recorded")]
+    _fields_ += [(name, INT) for name in ("n", "n_vocab", "replayed")]
     _fields_ += list(zip(SAMPLING, [INT, FLOAT, FLOAT, FLOAT, INT, FLOAT], strict=True))
 
 
@@ -47,7 +47,7 @@ class Case(ctypes.Structure):
     _fields_ = [("rules", Rules), ("progress", Progress)]
     _fields_ += [(name, POINTER) for name in ("pinned", "ids", "draft")]
     _fields_ += [(name, POINTER) for name in ("entropies", "argmax", "candidates")]
-    _fields_ += [("recorded", POINTER * 2)]
+    _fields_ += [("replayed", POINTER * 2)]
 
 
 class Settling:
@@ -61,7 +61,7 @@ class Settling:
         self.entropies = rng.exponential(0.01, n).astype(np.float32)
         self.pinned = np.full(n, -1, np.int32)
         self.argmax, self.candidates, self.ids = rng.integers(0, 1000, (3, n)).astype(np.int32)
-        self.recorded = rng.integers(0, 1000, (2, 9, n)).astype(np.int32)
+        self.replayed = rng.integers(0, 1000, (2, 9, n)).astype(np.int32)
         self.draft = self.argmax.copy()
         if rng.random() < 0.5:
             self.draft[rng.integers(n)] += 1
@@ -75,7 +75,7 @@ class Settling:
         case = Case(rules=self.rules, progress=progress)
         for name, array in arrays.items():
             setattr(case, name, pointer(array))
-        case.recorded[0], case.recorded[1] = (part.ctypes.data for part in self.recorded)
+        case.replayed[0], case.replayed[1] = (part.ctypes.data for part in self.replayed)
         settle(case)
         if case.progress.not_finite >= 0:
             return bytes(INT(case.progress.not_finite)), {}
@@ -120,7 +120,7 @@ def test_a_canvas_is_settled_as_on_the_host(
         assert 1 <= progress.n_accepted <= n
         assert progress.n_accepted == n or entropy_bound < 1
         settling.pinned[rng.random(n) < 0.3] = 77
-        settling.rules.recorded = int(rng.integers(2))
+        settling.rules.replayed = int(rng.integers(2))
         both(settling)
 
 
@@ -216,7 +216,7 @@ def start_and_pinned(model: Any, rng: np.random.Generator) -> dict[str, Any]:
     return {"seed": 5, "start": rng.integers(0, model.n_vocab, len(pinned)), "pinned": pinned}
 
 
-def recorded(model: Any, rng: np.random.Generator) -> dict[str, Any]:
+def replayed(model: Any, rng: np.random.Generator) -> dict[str, Any]:
     draws = rng.integers(0, model.n_vocab, (13, model.canvas_length))
     return {"noise": dgemma.CanvasNoise(draws[0], draws[1:7], draws[7:])}
 
@@ -255,7 +255,7 @@ def running_sums(values: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.cumsum(np.concatenate([[0.0], values.astype(np.float64)]))
 
 
-@pytest.mark.parametrize("given", [start_and_pinned, recorded])
+@pytest.mark.parametrize("given", [start_and_pinned, replayed])
 @pytest.mark.parametrize("split", [{}, {"n_gpu_layers": 1}])
 def test_what_is_given_is_used_on_the_device(
     cuda: Callable[..., Any],

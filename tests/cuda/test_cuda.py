@@ -86,7 +86,7 @@ def median_error(actual: NDArray[np.float32], expected: NDArray[np.float32]) -> 
         ("wide", "iq4_xs"),
     ],
 )
-def test_quantised_weights_agree_with_the_cpu(
+def test_quantized_weights_agree_with_the_cpu(
     cuda: Callable[..., Any], gguf_file: Callable[..., Path], name: str, outtype: str
 ) -> None:
     path = gguf_file(name, outtype)

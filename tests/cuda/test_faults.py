@@ -1,4 +1,4 @@
-"""The CUDA backend when the (emulated) device fails, and the graphs that steps are recorded in."""
+"""The CUDA backend when the (emulated) device fails, and the graphs that steps are captured in."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 import dgemma
 from dgemma._native import Model, Session
-from support.cuda_device import CANNOT_RECORD, LOST, OUT_OF_MEMORY
+from support.cuda_device import CANNOT_CAPTURE, LOST, OUT_OF_MEMORY
 from support.engine import open_model
 
 SETTINGS: dict[str, Any] = {"n_ctx": 128, "n_batch": 16, "type_k": "f16", "type_v": "f16"}
@@ -24,7 +24,7 @@ def endless(sampling: Any) -> Any:
 
 
 def work(path: Path, **options: Any) -> list[int]:
-    """Load, create, encode, denoise plainly, recorded and repeated, go on, and close."""
+    """Load, create, encode, denoise plainly, captured and launched again, go on, and close."""
     tokens: list[int] = []
     with Model(path, backend="cuda", **options) as model:
         session = Session(model, **SETTINGS)
@@ -60,7 +60,7 @@ def test_every_call_may_fail(
         device.fail_at(n, how)
         message = None
         try:
-            # What fails only while something is given back, or recorded, need not show.
+            # What fails only while something is given back, or captured, need not show.
             assert work(path, **split) == expected
         except (dgemma.OutOfMemoryError, dgemma.BackendError) as failure:
             message = str(failure)
@@ -151,7 +151,7 @@ def canvases(session: Any, sampling: Any) -> list[list[int]]:
         if round_ == 0:
             session.prefill(draft.tokens)
         elif round_ == 1:
-            session.truncate(21)  # twice from here: the recorded step still fits
+            session.truncate(21)  # twice from here: the captured step still fits
     return drafts
 
 
@@ -166,28 +166,28 @@ def steps_of(gguf_file: Callable[..., Path]) -> Callable[..., list[list[int]]]:
     return found
 
 
-def test_steps_are_recorded_once_for_a_canvas_and_repeated(
+def test_steps_are_captured_once_for_a_canvas_and_launched_again(
     cuda: Callable[..., Any], device: Any, steps_of: Callable[..., list[list[int]]]
 ) -> None:
     expected = steps_of(backend="cpu")
     before = device.steps()
     assert steps_of(backend="cuda") == expected
-    recorded, updated, repeated = (b - a for a, b in zip(before, device.steps(), strict=True))
+    captured, updated, launched = (b - a for a, b in zip(before, device.steps(), strict=True))
     # Of five steps the first and the last differ. Four canvases at three positions: three
-    # recordings; the graph of the first takes the arguments of the others over.
-    assert (recorded, updated) == (3, 2)
-    assert repeated == 4 * 3
+    # captures; the graph of the first takes the arguments of the others over.
+    assert (captured, updated) == (3, 2)
+    assert launched == 4 * 3
     gc.collect()
     assert device.alive() == 0
 
 
-# The last calls of a recorded step: a copy, end of recording, instantiate, destroy, launch, wait.
+# The last calls of a captured step: a copy, end of capture, instantiate, destroy, launch, wait.
 @pytest.mark.parametrize(
     "failing_call",
     [lambda n: 1, lambda n: n // 2, lambda n: n - 5, lambda n: n - 4, lambda n: n - 3],
     ids=["begin", "middle", "copy", "end", "instantiate"],
 )
-def test_where_recording_fails_steps_are_launched_one_by_one(
+def test_where_capturing_fails_steps_are_launched_one_by_one(
     cuda: Callable[..., Any],
     device: Any,
     gguf_file: Callable[..., Path],
@@ -205,9 +205,9 @@ def test_where_recording_fails_steps_are_launched_one_by_one(
             drafts = [session.step()]
             device.heal()
             if failing:
-                device.fail_at(failing_call(calls), CANNOT_RECORD)
+                device.fail_at(failing_call(calls), CANNOT_CAPTURE)
             drafts.append(session.step())
-            calls = device.calls()  # of a step that is recorded, the first time
+            calls = device.calls()  # of a step that is captured, the first time
             before = device.steps()
             drafts += [session.step() for _ in range(2)]
             assert device.steps()[2] - before[2] == (0 if failing else 2)
@@ -218,7 +218,7 @@ def test_where_recording_fails_steps_are_launched_one_by_one(
     assert outcomes[0] == outcomes[1]
 
 
-def test_cancelling_gives_up_the_recording_alone(
+def test_cancelling_gives_up_the_capture_alone(
     cuda: Callable[..., Any], device: Any, gguf_file: Callable[..., Path]
 ) -> None:
     path = gguf_file("small")
@@ -237,7 +237,7 @@ def test_cancelling_gives_up_the_recording_alone(
         assert list(session.step().tokens) == expected
 
 
-def test_the_profile_counts_a_recorded_step_as_its_operations(
+def test_the_profile_counts_a_captured_step_as_its_operations(
     cuda: Callable[..., Any], device: Any, gguf_file: Callable[..., Path]
 ) -> None:
     path, work_of = gguf_file("small"), {}
@@ -250,7 +250,7 @@ def test_the_profile_counts_a_recorded_step_as_its_operations(
             session.reset_operations()
             for _ in range(3):
                 session.step()
-            session.reset_operations()  # the step stays recorded
+            session.reset_operations()  # the step stays captured
             session.step()
             operations = [o for o in session.operations() if o.calls > 0]
             work_of[backend] = sum(o.flop for o in operations)

@@ -32,7 +32,7 @@ class Summing(NumpyModel):
     def meets(self, name: str, x: F64, matrix: int = 0) -> None:
         layer, _, what = name.removeprefix("blk.").partition(".")
         if what == "ffn_gate_inp":
-            return  # the router: never quantised
+            return  # the router: never quantized
         # Of its last layer, the encoder needs only keys and values.
         last = what and int(layer) == self.n_layers - 1
         if self.encoding and last and what not in ("attn_k", "attn_v"):
@@ -71,7 +71,7 @@ def test_sums_and_counts(gguf_file: Callable[..., Path], name: str) -> None:
         )
 
 
-def test_threads_and_quantised_weights(gguf_file: Callable[..., Path]) -> None:
+def test_threads_and_quantized_weights(gguf_file: Callable[..., Path]) -> None:
     """The sums depend on no thread; in a file of separate gate and up experts both are there."""
     one = collected(gguf_file("wide", "nvfp4"), "wide")
     three = collected(gguf_file("wide", "nvfp4"), "wide", n_threads=3)

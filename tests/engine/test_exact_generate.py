@@ -69,9 +69,9 @@ def models(gguf_file):
         model.close()
 
 
-def noise_of(recording: Recording) -> dgemma.Recorded:
+def noise_of(recording: Recording) -> dgemma.ReplayedDraws:
     draws = zip(recording.initial, recording.candidates, recording.renoise, strict=True)
-    return dgemma.Recorded([dgemma.CanvasNoise(*canvas) for canvas in draws])
+    return dgemma.ReplayedDraws([dgemma.CanvasNoise(*canvas) for canvas in draws])
 
 
 def without_end(recording: Recording) -> list[int]:
@@ -143,10 +143,10 @@ def test_an_answer_shorter_than_a_canvas_is_cut(recorded, models):
         assert out.finish_reason == "length"
 
 
-def test_too_few_recorded_draws_are_refused(recorded, models):
+def test_too_few_replayed_draws_are_refused(recorded, models):
     case = next(c for c in CASES if c.name == "small" and recorded(c).steps[0] > 2)
     expected = recorded(case)
-    short = dgemma.Recorded(
+    short = dgemma.ReplayedDraws(
         [
             dgemma.CanvasNoise(
                 expected.initial[0], expected.candidates[0][:2], expected.renoise[0][:2]

@@ -1,4 +1,4 @@
-"""Quantised files: the engine against the same file decoded by the `gguf` package."""
+"""Quantized files: the engine against the same file decoded by the `gguf` package."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_files_hold_the_type_they_are_named_for(gguf_file, outtype):
 
 @pytest.mark.parametrize("outtype", ["q4_0", "nvfp4"])
 def test_more_bits_mean_less_error(gguf_file, reference, outtype):
-    """Against the unquantised checkpoint: eight bits are close, four are further away."""
+    """Against the unquantized checkpoint: eight bits are close, four are further away."""
     name = "wide"
     tokens, canvases = random_tokens(name, 20, n_canvases=1)
     expected = conversation(reference(name), tokens, canvases)
@@ -95,7 +95,7 @@ def test_caches_of_other_types(gguf_file, reference, cache):
 
 
 @pytest.mark.parametrize("outtype", ["f32", "q4_0", "nvfp4"])
-def test_threads_do_not_change_quantised_results(gguf_file, outtype):
+def test_threads_do_not_change_quantized_results(gguf_file, outtype):
     tokens, canvases = random_tokens("wide", 30)
     results = []
     for n_threads in (1, 2):

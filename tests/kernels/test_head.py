@@ -69,7 +69,7 @@ def test_sample(
     assert (upper >= uniforms - 1e-5).all()
     assert (p[rows, candidates] > 1e-38).all()
     expected = p @ table * np.sqrt(n_embd)
-    # Weights and table may be rounded where the table is quantised anyway.
+    # Weights and table may be rounded where the table is quantized anyway.
     assert api.relative_error(soft, expected) <= (1e-4 if name == "f32" else 1e-2)
 
 

@@ -196,7 +196,7 @@ int test_sample(const test_head_params *p, const float *x, int32_t n, float temp
 
 /* dg_canvas_settle; `order` (n) is scratch. */
 void test_settle(test_settle_case *t, int32_t *order) {
-    const dg_noise noise = {.candidates = t->recorded[0], .renoise = t->recorded[1]};
+    const dg_noise noise = {.candidates = t->replayed[0], .renoise = t->replayed[1]};
     dg_canvas canvas = {t->rules, t->progress, &noise, t->pinned, t->ids, t->draft, t->entropies};
     dg_canvas_settle(&canvas, t->argmax, t->candidates, order);
     t->progress = canvas.progress;

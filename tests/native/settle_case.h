@@ -11,7 +11,7 @@ typedef struct test_settle_case {
     int32_t *pinned, *ids, *draft; /* (n) */
     float *entropies;              /* (n) */
     int32_t *argmax, *candidates;  /* (n) */
-    int32_t *recorded[2];          /* (steps, n) candidates and fresh tokens, where rules.recorded */
+    int32_t *replayed[2];          /* (steps, n) candidates and fresh tokens, where rules.replayed */
 } test_settle_case;
 
 #endif

@@ -9,7 +9,7 @@ from support.build import ROOT, cmake
 
 EMULATION = ROOT / "tests" / "cuda" / "emulation"
 
-OUT_OF_MEMORY, LOST, CANNOT_RECORD = 2, 719, 900
+OUT_OF_MEMORY, LOST, CANNOT_CAPTURE = 2, 719, 900
 
 
 def build() -> Path:
@@ -27,7 +27,7 @@ class Device:
     def __init__(self, library: Path) -> None:
         self._c = ctypes.CDLL(str(library))
         self._c.emulation_fail_at.argtypes = [ctypes.c_long, ctypes.c_int]
-        for name in ("calls", "alive", "steps_recorded", "steps_updated", "steps_repeated"):
+        for name in ("calls", "alive", "steps_captured", "steps_updated", "steps_launched"):
             getattr(self._c, f"emulation_{name}").restype = ctypes.c_long
         for name in ("allocated", "peak"):
             getattr(self._c, f"emulation_{name}").restype = ctypes.c_size_t
@@ -61,10 +61,10 @@ class Device:
         return int(self._c.emulation_alive())
 
     def steps(self) -> tuple[int, int, int]:
-        """Denoising steps recorded, taken over by the graph of another, and repeated."""
+        """Denoising steps captured, taken over by the graph of another, and launched again."""
         c = self._c
         return (
-            int(c.emulation_steps_recorded()),
+            int(c.emulation_steps_captured()),
             int(c.emulation_steps_updated()),
-            int(c.emulation_steps_repeated()),
+            int(c.emulation_steps_launched()),
         )

@@ -79,9 +79,9 @@ __global__ void __launch_bounds__(kSettleThreads) settle_kernel(dg_cuda_canvas c
     for (int k = thread; k < n && order[k] >= 0; k += kSettleThreads) {
         const int i = order[k];
         if (k < decision->n_accepted)
-            c.ids[i] = rules.recorded ? c.recorded[i] : c.candidates[i];
+            c.ids[i] = rules.replayed ? c.replayed[i] : c.candidates[i];
         else
-            c.ids[i] = rules.recorded ? c.recorded[n + i] : dg_fresh_token(&rules, step, i);
+            c.ids[i] = rules.replayed ? c.replayed[n + i] : dg_fresh_token(&rules, step, i);
     }
     if (thread == 0) dg_canvas_advance(c.progress, &rules.sampling, changed, sum, n_free, decision->n_accepted);
 }

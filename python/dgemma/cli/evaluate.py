@@ -1,4 +1,4 @@
-"""`dgemma eval`: what a quantised file has lost."""
+"""`dgemma eval`: what a quantized file has lost."""
 
 from __future__ import annotations
 

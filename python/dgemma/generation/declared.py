@@ -16,7 +16,7 @@ from typing import Annotated, Any, TypedDict, Union, get_args, get_origin, get_t
 
 from .._native import MAX_DENOISING_STEPS, MAX_STABILITY_THRESHOLD, Session
 from ..errors import OptionTypeError, OptionValueError
-from ..values import Ids, Recorded
+from ..values import Ids, ReplayedDraws
 
 MAX_TEMPERATURE = 10.0
 MAX_STOPS = 32
@@ -94,12 +94,12 @@ class RequestOptions(SamplingOptions, total=False):
 class GenerationOptions(RequestOptions, total=False):
     """The options of `generate`, `stream` and `answer`.
 
-    `noise` replays recorded draws. `pinned` holds token ids by their position in the answer, which
-    stay as they are; `start` are token ids that denoising starts from. `session`: another one than
-    the model's own. `strict`: options without effect are errors.
+    `noise` replays draws made elsewhere. `pinned` holds token ids by their position in the answer,
+    which stay as they are; `start` are token ids that denoising starts from. `session`: another
+    one than the model's own. `strict`: options without effect are errors.
     """
 
-    noise: Recorded | None
+    noise: ReplayedDraws | None
     pinned: Mapping[int, int] | None
     start: Ids | None
     session: Session | None

@@ -206,7 +206,7 @@ class Answer:
         if options.noise is not None and not repair:
             if canvas >= len(options.noise.canvases):
                 raise OptionValueError(
-                    f"the recorded draws end before canvas {canvas}", param="noise"
+                    f"the replayed draws end before canvas {canvas}", param="noise"
                 )
             noise = options.noise.canvases[canvas]
         self._session.begin_canvas(

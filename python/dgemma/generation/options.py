@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import OptionTypeError, OptionValueError
 from ..generation.structured import Form
-from ..values import Ids, Recorded, Sampling
+from ..values import Ids, ReplayedDraws, Sampling
 from .declared import MAX_STOPS, RequestOptions, declared
 
 FLOOR = 0.01
@@ -31,7 +31,7 @@ class Options:
     seed: int
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
-    noise: Recorded | None = None
+    noise: ReplayedDraws | None = None
     pinned: Mapping[int, int] = field(default_factory=dict)
     start: Ids = ()
     form: Form | None = None
@@ -41,7 +41,7 @@ def make_options(
     model: Sampling,
     *,
     stop: str | Iterable[str] | None = None,
-    noise: Recorded | None = None,
+    noise: ReplayedDraws | None = None,
     pinned: Mapping[int, int] | None = None,
     start: Ids | None = None,
     form: Form | None = None,

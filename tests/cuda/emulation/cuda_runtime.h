@@ -256,7 +256,7 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream);
 
 namespace emulation {
-/* Runs a kernel, or records it where the stream is being captured. `function` tells kernels apart. */
+/* Runs a kernel, or captures it where its stream is being captured. `function` tells kernels apart. */
 void launch_kernel(cudaStream_t stream, void *function, const char *signature, dim3 grid, dim3 block,
                    size_t shared_bytes, std::function<void()> kernel);
 } // namespace emulation

@@ -40,7 +40,7 @@ static std::atomic<long> n_calls, fail_at{-1};
 static std::atomic<int> fail_with{cudaSuccess};
 static std::atomic<bool> idle; /* see emulation_idle; memory begins as zeros */
 static std::atomic<bool> lost; /* as after an illegal access: every call fails from then on */
-static std::atomic<long> n_recorded, n_updated, n_repeated; /* steps as graphs */
+static std::atomic<long> n_captured, n_updated, n_launched; /* steps as graphs */
 static thread_local cudaError_t last_error = cudaSuccess;
 
 static cudaError_t error(cudaError_t e) {
@@ -276,8 +276,8 @@ void emulation::launch_kernel(cudaStream_t stream, void *function, const char *s
     });
 }
 
-/* A recorded copy is done again when its graph is launched, so the memory must still be there and be the driver's. */
-static bool may_record(cudaStream_t stream, const void *to, const void *from, size_t bytes, cudaMemcpyKind kind) {
+/* A captured copy is done again when its graph is launched, so the memory must still be there and be the driver's. */
+static bool may_capture(cudaStream_t stream, const void *to, const void *from, size_t bytes, cudaMemcpyKind kind) {
     if (stream->captured == nullptr || kind == cudaMemcpyDeviceToDevice) return true;
     if (is_pinned(kind == cudaMemcpyHostToDevice ? from : to, bytes)) return true;
     stream->invalidated = true;
@@ -286,7 +286,7 @@ static bool may_record(cudaStream_t stream, const void *to, const void *from, si
 
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
     CALL();
-    if (!may_record(stream, to, from, bytes, kind)) return error(cudaErrorStreamCaptureUnsupported);
+    if (!may_capture(stream, to, from, bytes, kind)) return error(cudaErrorStreamCaptureUnsupported);
     enqueue(stream, nullptr, [=] { memcpy(to, from, bytes); });
     return cudaSuccess;
 }
@@ -294,7 +294,7 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
 cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width,
                               size_t height, cudaMemcpyKind kind, cudaStream_t stream) {
     CALL();
-    if (!may_record(stream, to, from, width, kind)) return error(cudaErrorStreamCaptureUnsupported);
+    if (!may_capture(stream, to, from, width, kind)) return error(cudaErrorStreamCaptureUnsupported);
     enqueue(stream, nullptr, [=] {
         for (size_t i = 0; i < height; i++)
             memcpy((char *)to + i * to_pitch, (const char *)from + i * from_pitch, width);
@@ -329,7 +329,7 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
         delete captured;
         return e;
     }
-    n_recorded++;
+    n_captured++;
     n_objects++;
     *graph = captured;
     return cudaSuccess;
@@ -370,7 +370,7 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
 
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t) {
     CALL();
-    n_repeated++;
+    n_launched++;
     for (const Node &node : exec->nodes) node.run();
     return cudaSuccess;
 }
@@ -408,6 +408,6 @@ EXPORTED long emulation_alive() {
     std::lock_guard<std::mutex> guard(lock);
     return n_objects + (long)device_memory.size() + (long)pinned_memory.size();
 }
-EXPORTED long emulation_steps_recorded() { return n_recorded; }
+EXPORTED long emulation_steps_captured() { return n_captured; }
 EXPORTED long emulation_steps_updated() { return n_updated; }
-EXPORTED long emulation_steps_repeated() { return n_repeated; }
+EXPORTED long emulation_steps_launched() { return n_launched; }

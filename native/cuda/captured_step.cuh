@@ -1,37 +1,37 @@
-/* A denoising step recorded as one CUDA graph, and repeated. */
-#ifndef DG_CUDA_RECORDING_CUH
-#define DG_CUDA_RECORDING_CUH
+/* A denoising step captured as one CUDA graph, which is launched for each step that does the same. */
+#ifndef DG_CUDA_CAPTURED_STEP_CUH
+#define DG_CUDA_CAPTURED_STEP_CUH
 
 #include "cuda/intrinsics.cuh"
 
-/* Everything that changes from step to step lies in device memory and is changed there; what changes from canvas to
- * canvas is the position, which is among the kernels' arguments and may change their grids. Another position is
- * recorded anew, which costs no more than the launches, and the instantiated graph takes the new arguments over where
+/* Everything that changes from step to step lies in device memory and is changed there. The position changes from
+ * canvas to canvas; it is among the kernels' arguments and may change their grids. A step behind another position is
+ * captured anew, which costs no more than the launches, and the instantiated graph takes the new arguments over where
  * it can.
  *
- * Where the driver cannot record something the recording is given up for good, and steps are launched plainly. */
-class Recording {
+ * Where the driver cannot capture something, capturing is given up for good, and steps are launched plainly. */
+class CapturedStep {
   public:
-    bool active() const { return recording; }
-    bool holds(int32_t position) const { return graph != nullptr && recorded_position == position; }
+    bool capturing() const { return under_way; }
+    bool holds(int32_t position) const { return graph != nullptr && captured_position == position; }
 
     /* False where steps are to be launched plainly. */
     bool begin(cudaStream_t stream, int32_t position) {
         if (impossible) return false;
-        recorded_position = position;
+        captured_position = position;
         /* Relaxed: other sessions' threads may go on allocating, and the driver may load a kernel's code meanwhile. */
-        recording = cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed) == cudaSuccess;
-        if (!recording) fail();
-        return recording;
+        under_way = cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed) == cudaSuccess;
+        if (!under_way) fail();
+        return under_way;
     }
 
-    /* An operation could not be recorded. */
+    /* An operation could not be captured. */
     void give_up() { impossible = true; }
 
-    /* False where the step could not be recorded; nothing has been done then. */
+    /* False where the step could not be captured; nothing has been done then. */
     bool end(cudaStream_t stream) {
         cudaGraph_t made = nullptr;
-        recording = false;
+        under_way = false;
         cudaError_t e = cudaStreamEndCapture(stream, &made);
         if (e == cudaSuccess && !impossible) e = take(made);
         if (made != nullptr) cudaGraphDestroy(made);
@@ -41,7 +41,7 @@ class Recording {
 
     void abandon(cudaStream_t stream) {
         cudaGraph_t made = nullptr;
-        recording = false;
+        under_way = false;
         cudaStreamEndCapture(stream, &made);
         if (made != nullptr) cudaGraphDestroy(made);
         cudaGetLastError();
@@ -57,8 +57,8 @@ class Recording {
 
   private:
     cudaGraphExec_t graph = nullptr;
-    int32_t recorded_position = 0;
-    bool recording = false;
+    int32_t captured_position = 0;
+    bool under_way = false;
     bool impossible = kMeasuresLaunches;
 
     cudaError_t take(cudaGraph_t made) {
