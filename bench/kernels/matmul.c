@@ -1,5 +1,7 @@
 /* A dense product as the attention projections make it: n rows of 2816 columns with 1024 rows of weights.
  *
+ * Names of types as arguments leave the others out.
+ *
  * Reference: the same product of decoded weights in float64, on a few rows. */
 #include "workbench.h"
 
@@ -55,7 +57,13 @@ static void check(const job *j, const float *x, int32_t n) {
     bench_check("product", bench_error(actual, expected, (n < CHECKED ? n : CHECKED) * N_FEATURES), 2e-2);
 }
 
-int main(void) {
+static bool is_wanted(const char *name, int argc, char **argv) {
+    for (int i = 1; i < argc; i++)
+        if (strcmp(argv[i], name) == 0) return true;
+    return argc == 1;
+}
+
+int main(int argc, char **argv) {
     const int32_t types[] = {DG_TYPE_Q4_0,  DG_TYPE_Q4_1,   DG_TYPE_Q5_0, DG_TYPE_Q5_1, DG_TYPE_Q8_0, DG_TYPE_IQ4_NL,
                              DG_TYPE_NVFP4, DG_TYPE_IQ4_XS, DG_TYPE_Q2_K, DG_TYPE_Q3_K, DG_TYPE_Q4_K, DG_TYPE_Q5_K,
                              DG_TYPE_Q6_K,  DG_TYPE_BF16,   DG_TYPE_F16,  DG_TYPE_F32};
@@ -67,6 +75,7 @@ int main(void) {
            1e-9 * peak_bf16, 1e-9 * peak_f32);
     printf("%-8s %5s %10s %7s %9s %10s\n", "type", "rows", "GOP/s", "share", "decode %", "decode G/s");
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
+        if (!is_wanted(dg_type_traits_of(types[i])->name, argc, argv)) continue;
         job j = {.kernels = kernels, .w = bench_weight(types[i], 1, N_FEATURES, N_COLS)};
         j.panel.form = kernels->form_of(types[i]);
         j.tiles = bench_memory(DG_TILED_SCRATCH);

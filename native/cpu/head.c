@@ -70,7 +70,7 @@ static row_range rows_in_tiles(const head_job *job, int32_t first_tile, int32_t 
         range.rows.values += places * all->n_cols;
         return range;
     }
-    range.rows.codes += places * all->n_cols;
+    range.rows.codes += places * all->n_cols * dg_code_bytes(all->form);
     range.rows.scales += places * (all->n_cols / DG_BLOCK);
     range.rows.bias += places * (all->n_cols / all->form.group);
     range.rows.sums += places * (all->n_cols / all->form.group);

@@ -35,8 +35,8 @@ dg_rows dg_rows_in(const dg_cpu_kernels *kernels, void *memory, dg_form form, in
     }
     int64_t n_blocks = n_cols / DG_BLOCK, n_groups = n_cols / form.group;
     uint8_t *at = memory;
-    rows.codes = (int8_t *)at + places * n_cols;
-    at += align_up((uint64_t)(places_in_all * n_cols));
+    rows.codes = (int8_t *)at + places * n_cols * dg_code_bytes(form);
+    at += align_up((uint64_t)(places_in_all * n_cols * dg_code_bytes(form)));
     rows.scales = (float *)at + places * n_blocks;
     at += align_up((uint64_t)(places_in_all * n_blocks) * sizeof(float));
     rows.bias = (int32_t *)at + places * n_groups;
@@ -100,10 +100,11 @@ void dg_copy_packed(const dg_cpu_kernels *kernels, const dg_rows *from, int32_t 
                     int32_t to_row) {
     const int64_t n_blocks = from->n_cols / DG_BLOCK, places = kernels->tile_rows;
     const int n_groups = DG_BLOCK / from->form.group;
+    const int64_t block_bytes = DG_BLOCK * dg_code_bytes(from->form);
     int64_t a = from_row / from->per_tile * n_blocks * places + from_row % from->per_tile;
     int64_t b = to_row / to->per_tile * n_blocks * places + to_row % to->per_tile;
     for (int64_t i = 0; i < n_blocks; i++, a += places, b += places) {
-        memcpy(to->codes + b * DG_BLOCK, from->codes + a * DG_BLOCK, DG_BLOCK);
+        memcpy(to->codes + b * block_bytes, from->codes + a * block_bytes, (size_t)block_bytes);
         to->scales[b] = from->scales[a];
     }
     a = (from_row / from->per_tile * n_blocks * n_groups) * places + from_row % from->per_tile;
@@ -118,7 +119,8 @@ void dg_copy_packed(const dg_cpu_kernels *kernels, const dg_rows *from, int32_t 
 
 int64_t dg_strip_cols(const dg_cpu_kernels *kernels, dg_form form, int64_t n_cols) {
     const int64_t unit = 256; /* the largest block of any type */
-    int64_t most = (form.integer ? STRIP_BYTES : STRIP_BYTES / 4) / kernels->lanes / unit * unit;
+    const int64_t bytes = form.integer ? dg_code_bytes(form) : (int64_t)sizeof(float);
+    int64_t most = STRIP_BYTES / bytes / kernels->lanes / unit * unit;
     if (most < unit) most = unit;
     const int64_t n_strips = (n_cols + most - 1) / most;
     return (n_cols / n_strips + unit - 1) / unit * unit;

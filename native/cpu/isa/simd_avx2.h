@@ -169,6 +169,19 @@ static inline vi vi_dot2(vi acc, vi a, vi b) {
     return acc;
 }
 #endif
+#if defined(__AVXVNNI__)
+#define HAS_WIDE_CODES 0
+#else
+#define HAS_WIDE_CODES 1 /* for wide_codes.h, which explains them */
+static inline vi vi_widen_even(vi bytes) { return _mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8); }
+static inline vi vi_product2(vi a, vi b) { return _mm256_madd_epi16(a, b); }
+static inline vi vi_widen_odd(vi bytes) { return _mm256_srai_epi16(bytes, 8); }
+static inline void vi_store_wide(int16_t *p, vi a) {
+    a = _mm256_shuffle_epi32(a, 0xd8); /* 0, 2, 1, 3 */
+    __m256i halves = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, a), 0x08);
+    _mm_storeu_si128((__m128i *)p, _mm256_castsi256_si128(halves));
+}
+#endif
 static inline void vi_store_halves(int16_t *p, vi a) {
     __m256i halves = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, a), 0x08);
     _mm_storeu_si128((__m128i *)p, _mm256_castsi256_si128(halves));

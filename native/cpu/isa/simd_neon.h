@@ -158,6 +158,7 @@ static inline int32_t vs_bias(const int8_t *x, int n, int32_t offset) {
 }
 #endif
 
+#define HAS_WIDE_CODES 0
 #define HAS_PAIRS 0
 
 #endif

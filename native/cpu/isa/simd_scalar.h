@@ -206,6 +206,7 @@ static inline vi vi_dot4(vi acc, vi w, const int8_t *x, const int w_signed) {
 
 /* Products in sums of 16 bits, and dot products of 16-bit integers: simd_avx2.h has them. */
 #define HAS_SHORT_SUMS 0
+#define HAS_WIDE_CODES 0
 #define HAS_PAIRS 0
 
 #endif

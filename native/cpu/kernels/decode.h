@@ -7,7 +7,8 @@
 #define FIVE_BITS_OFFSET (HAS_SHORT_SUMS ? 16 : 0)
 
 static dg_form form_of(int32_t type) {
-    const dg_form q8 = {.integer = true, .is_signed = Q8_OFFSET == 0, .group = 32, .offset = Q8_OFFSET};
+    const dg_form q8 = {
+        .integer = true, .is_signed = Q8_OFFSET == 0, .is_wide = HAS_WIDE_CODES, .group = 32, .offset = Q8_OFFSET};
     switch (type) {
     case DG_TYPE_Q4_0:
         return (dg_form){.integer = true, .group = 32, .offset = 8};

@@ -26,21 +26,25 @@ typedef struct dg_form {
     bool weight_tiles; /* bfloat16, scales included, in tiles (amx/body.h), and the rest is unused */
     bool integer;      /* neither this nor tiles: float32 throughout, and the rest is unused */
     bool is_signed;    /* codes are signed bytes; otherwise unsigned, and below 128 where offset is not 128 */
+    bool is_wide;      /* signed codes in two bytes, those of activations too (wide_codes.h) */
     bool has_mins;
     int32_t group; /* columns that share scale and min: 16 or 32 */
     int32_t offset;
 } dg_form;
 
+/* Of one code, in a panel or in packed activations. */
+static inline int64_t dg_code_bytes(dg_form form) { return form.is_wide ? 2 : 1; }
+
 static inline bool dg_form_equal(dg_form a, dg_form b) {
     return a.weight_tiles == b.weight_tiles && a.integer == b.integer && a.is_signed == b.is_signed &&
-           a.has_mins == b.has_mins && a.group == b.group && a.offset == b.offset;
+           a.is_wide == b.is_wide && a.has_mins == b.has_mins && a.group == b.group && a.offset == b.offset;
 }
 
 /* A strip of a panel: some columns of some rows of a weight, decoded. */
 typedef struct dg_panel {
     dg_form form;
     int64_t first_col, n_cols;
-    uint8_t *codes;          /* (n_cols/4, lanes, 4), or as layout.h says */
+    uint8_t *codes;          /* (n_cols/4, lanes, 4), or as layout.h and wide_codes.h say */
     float *values;           /* (n_cols, lanes): in place of codes where the form is float32; for tiles it holds as many
                                 bfloat16, (n_cols/32, lanes, 32) */
     float *scales;           /* (n_cols/group, lanes) */
@@ -58,7 +62,7 @@ typedef struct dg_rows {
     int32_t n_tiles;
     int32_t per_tile;
     int64_t n_cols;
-    int8_t *codes;   /* (n_tiles, n_cols/32, tile_rows, 32), or as layout.h says */
+    int8_t *codes;   /* (n_tiles, n_cols/32, tile_rows, 32), or as layout.h and wide_codes.h say */
     float *scales;   /* (n_tiles, n_cols/32, tile_rows) */
     int32_t *bias;   /* (n_tiles, n_cols/group, tile_rows): −offset · Σ codes of the group */
     float *sums;     /* (n_tiles, n_cols/group, tile_rows): scale · Σ codes of the group; with mins only */

@@ -4,7 +4,10 @@
  * after the other. With HAS_ROW_PAIRS both lie in pairs of rows, eight columns of each side by side:
  *
  *   two vectors of a panel     r0 c0…7 | r1 c0…7   and   r2 c0…7 | r3 c0…7
- *   packed activations         t0 c0…7 | t1 c0…7   and so on: (n_tiles, n_cols/32, tile_rows/2, 4, 2, 8) */
+ *   packed activations         t0 c0…7 | t1 c0…7   and so on: (n_tiles, n_cols/32, tile_rows/2, 4, 2, 8)
+ *
+ * Wide codes (wide_codes.h) lie two to a word: where a vector would hold columns 0…3, one holds 0 and 2, the next 1 and
+ * 3, which bytes become by shifts alone. So do packed activations. */
 
 #define PANEL_LANES (VECTORS * LANES)
 
@@ -42,3 +45,16 @@ ALWAYS_INLINE vi load_quad(const dg_panel *panel, int64_t quad, int v) {
 }
 
 #endif
+
+/* Column c of the rows of vector v, as a number. */
+ALWAYS_INLINE vi load_code(const dg_panel *panel, int64_t c, int v) {
+    const dg_form form = panel->form;
+#if HAS_WIDE_CODES
+    if (form.is_wide) {
+        const vi pair = vi_load(panel->codes + ((c / 4 * 2 + c % 2) * PANEL_LANES + v * LANES) * 4);
+        return vi_shift_right_signed(c % 4 < 2 ? vi_shift_left(pair, 16) : pair, 16);
+    }
+#endif
+    const vi code = vi_shift_left(load_quad(panel, c / 4, v), 24 - 8 * (int)(c % 4));
+    return form.is_signed ? vi_shift_right_signed(code, 24) : vi_shift_right(code, 24);
+}

@@ -22,7 +22,12 @@ static void pack(const dg_rows *rows, int32_t row, int64_t first_col, const floa
         float sums[2] = {0, 0}; /* of sixteen columns each, then of a group */
         for (int i = 0; i < PARTS; i++) {
             vi q = vi_from_float(vf_mul(v[i], inverse));
-            vi_store_bytes(codes + packed_place(slot, i * LANES), q);
+#if HAS_WIDE_CODES
+            if (rows->form.is_wide)
+                vi_store_wide((int16_t *)rows->codes + (block * TILE_ROWS + slot) * DG_BLOCK + i * LANES, q);
+            else
+#endif
+                vi_store_bytes(codes + packed_place(slot, i * LANES), q);
             sums[i * LANES / 16] += vf_sum(vf_from_int(q)); /* whole numbers below 2^24: exact */
         }
         rows->scales[block * TILE_ROWS + slot] = scale;
@@ -122,6 +127,13 @@ ALWAYS_INLINE void multiply_integers(const int n_rows, const int group, const bo
 }
 #endif
 
+#if HAS_WIDE_CODES
+#include "cpu/kernels/wide_codes.h"
+#define MULTIPLY_SIGNED multiply_wide
+#else
+#define MULTIPLY_SIGNED(n_rows, ...) multiply_integers(n_rows, 32, true, false, __VA_ARGS__)
+#endif
+
 #if HAS_SHORT_SUMS
 #include "cpu/kernels/short_sums.h"
 #define MULTIPLY_UNSIGNED multiply_short
@@ -136,7 +148,7 @@ ALWAYS_INLINE void multiply_tile(const int n_rows, const dg_panel *panel, const 
     vf acc[TILE_ROWS][VECTORS];
     load_sums(n_rows, panel, sums, acc);
     if (form.is_signed)
-        multiply_integers(n_rows, 32, true, false, panel, rows, tile, acc);
+        MULTIPLY_SIGNED(n_rows, panel, rows, tile, acc);
     else if (form.group == 32 && form.has_mins)
         MULTIPLY_UNSIGNED(n_rows, 32, true, panel, rows, tile, acc);
     else if (form.group == 32)

@@ -5,9 +5,7 @@
 ALWAYS_INLINE vf panel_column(const dg_panel *panel, int64_t c, int v) {
     const dg_form form = panel->form;
     if (!form.integer) return vf_load(panel->values + c * PANEL_LANES + v * LANES);
-    vi quad = load_quad(panel, c / 4, v);
-    vi code = vi_shift_left(quad, 24 - 8 * (int)(c % 4));
-    code = form.is_signed ? vi_shift_right_signed(code, 24) : vi_shift_right(code, 24);
+    vi code = load_code(panel, c, v);
     const int64_t at = c / form.group * PANEL_LANES + v * LANES;
     vf value = vf_mul(vf_sub(vf_from_int(code), vf_set((float)form.offset)), vf_load(panel->scales + at));
     return form.has_mins ? vf_sub(value, vf_load(panel->mins + at)) : value;

@@ -63,7 +63,7 @@ ALWAYS_INLINE void decode_q8_0(source s, target *t) {
     for (int h = 0; h < 2; h++) {
         vi m[4];
         load_rows(s, 2 + 16 * h, m);
-        for (int j = 0; j < 4; j++) put_codes(t, vi_xor(m[j], flip));
+        for (int j = 0; j < 4; j++) put_signed_codes(t, vi_xor(m[j], flip));
     }
     put_scale(t, low_half(load_words(s, 0)));
 }
@@ -74,8 +74,8 @@ static const uint8_t iq4_codes[16] = {IQ4(-127), IQ4(-104), IQ4(-83), IQ4(-65), 
 #undef IQ4
 
 ALWAYS_INLINE void put_iq4(target *t, const vi m[4]) {
-    for (int j = 0; j < 4; j++) put_codes(t, vi_look_up(iq4_codes, bits(m[j], 0, 15)));
-    for (int j = 0; j < 4; j++) put_codes(t, vi_look_up(iq4_codes, bits(m[j], 4, 15)));
+    for (int j = 0; j < 4; j++) put_signed_codes(t, vi_look_up(iq4_codes, bits(m[j], 0, 15)));
+    for (int j = 0; j < 4; j++) put_signed_codes(t, vi_look_up(iq4_codes, bits(m[j], 4, 15)));
 }
 
 ALWAYS_INLINE void decode_iq4_nl(source s, target *t) {

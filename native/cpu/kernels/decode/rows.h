@@ -55,6 +55,15 @@ ALWAYS_INLINE void put_codes(target *t, vi codes) { /* four columns */
     vi_store(t->codes, codes);
     t->codes += PANEL_LANES * 4;
 }
+/* Likewise, of a form with signed codes if there is such. */
+ALWAYS_INLINE void put_signed_codes(target *t, vi codes) {
+#if HAS_WIDE_CODES
+    put_codes(t, vi_widen_even(codes));
+    put_codes(t, vi_widen_odd(codes));
+#else
+    put_codes(t, codes);
+#endif
+}
 ALWAYS_INLINE void put_scale(target *t, vf scale) {
     vf_store(t->scales, vf_mul(scale, t->multiplier));
     t->scales += PANEL_LANES;
