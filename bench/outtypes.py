@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 
 import dgemma
+from dgemma.charts import Series, chart
 from dgemma.evaluation import Case, Predictions, ask, read_questions, summarize
 from dgemma.evaluation.calibration import gather
-from dgemma.evaluation.plot import Series, chart
 from dgemma.importance import save_importance
 from dgemma_convert import convert
 from dgemma_convert.policy import DEFAULT_MIX, MIXES

@@ -11,6 +11,7 @@ from gguf import GGUFValueType, LlamaFileType
 from gguf.gguf_writer import GGUFValue
 from numpy.typing import NDArray
 
+from dgemma.charts import check_name
 from dgemma.errors import Error
 from dgemma.gguf_file import File, Tensor
 from dgemma.importance import Importance
@@ -92,6 +93,8 @@ def quantize(
             raise ConvertError(f"a target size goes with the type {BEST!r}, and with no other")
         if plot is not None and not target_size:
             raise ConvertError("--plot draws what --target-size finds")
+        if plot is not None:
+            check_name(plot)
         policy = make_policy("auto" if target_size else outtype, tensor_types, token_embedding_type)
         importance = None if imatrix is None else Importance(imatrix)
         if file.keys.get("general.architecture") != ARCHITECTURE:

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dgemma.evaluation.plot import Series, chart
+from dgemma.charts import Series, chart
 from dgemma.files import write_file
 from dgemma.importance import Importance
 from dgemma.quants import dequantize, quantize, type_info

@@ -30,7 +30,6 @@ from dgemma.evaluation import (
     summarize,
     text_cases,
 )
-from dgemma.evaluation.plot import Series, chart
 from support import engine
 
 TEXT = "Once there was a small owl that lived near the lake. One day it saw a red boat. " * 8
@@ -258,25 +257,3 @@ def test_the_committed_questions(tiny: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert committed == made
     for name in ("eval_tiny", "tiny_data"):
         sys.modules.pop(name)
-
-
-def test_chart() -> None:
-    drawn = chart("a < b", "x", "y", [Series("one", [(1, 0.01), (20, 3)], ["p & q", "r"])])
-    root = ElementTree.fromstring(drawn)
-    texts = [element.text for element in root.iter() if element.tag.endswith("text")]
-    assert {"a < b", "p & q", "r", "0.01", "10"} <= set(texts)
-    circles = [e for e in root.iter() if e.tag.endswith("circle")]
-    assert len(circles) == 2
-    low, high = sorted(circles, key=lambda c: float(c.attrib["cx"]))
-    assert float(low.attrib["cy"]) > float(high.attrib["cy"])
-    for circle in circles:
-        assert 0 < float(circle.attrib["cx"]) < 760
-        assert 0 < float(circle.attrib["cy"]) < 460
-    assert chart("same", "x", "y", [Series("one", [(3, 1.0)])])
-    # Labels of points that lie on each other do not.
-    drawn = chart("near", "x", "y", [Series("one", [(1, 1.0), (1, 1.0), (2, 1.0)], ["aa", "bb"])])
-    found = {e.text: e.attrib for e in ElementTree.fromstring(drawn).iter() if e.text}
-    apart = [abs(float(found["aa"][side]) - float(found["bb"][side])) for side in "xy"]
-    assert apart[0] > 10 or apart[1] > 10
-    with pytest.raises(ValueError, match="above zero"):
-        chart("none", "x", "y", [Series("one", [(1, 0.0)])])

@@ -18,7 +18,7 @@ C_ORDER = ("include", "base", "quant", "gguf", "model", "device", "cpu", "cuda",
 # import each other.
 PYTHON_ORDER = (
     ("errors", "machine", "progress", "sizes", "values"),
-    ("files", "tensor_kinds"),
+    ("charts", "files", "tensor_kinds"),
     ("_native",),
     ("gguf_file", "quants"),
     ("importance",),

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import time
 from pathlib import Path
 from typing import Any
 
-from ..errors import Error
+from ..charts import Bar, Series, bars, chart, check_name, stacked
+from ..files import write_file
 from ..sizes import size_text
 from .common import add_common_options, print_json, whole_number
-from .figure import plot
 from .measure import measure
 from .shared import Subparsers, add_model_options, load_model
 
@@ -39,9 +38,7 @@ def add_parser(commands: Subparsers) -> None:
     parser.add_argument(
         "--steps", metavar="N", type=int, default=8, help="steps to measure (default: %(default)s)"
     )
-    parser.add_argument(
-        "--plot", metavar="F", type=Path, help="draw the figures; F ends with .svg, .png or .pdf"
-    )
+    parser.add_argument("--plot", metavar="F", type=Path, help="draw the figures, as SVG")
     add_common_options(parser, "json")
     add_model_options(parser)
     parser.set_defaults(run=run)
@@ -57,13 +54,13 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--steps and --prompt-tokens must be at least 1")
     if min(args.context, default=0) < 0:
         raise ValueError("--context must be 0 or more")
-    if args.plot is not None and importlib.util.find_spec("matplotlib") is None:
-        raise Error("--plot needs matplotlib: pip install 'dgemma[bench]'")
+    if args.plot is not None:
+        check_name(args.plot)
     began = time.perf_counter()
     with load_model(args) as llm:
         found = measure(llm, args.prompt_tokens, args.context, args.steps, began)
     if args.plot is not None:
-        plot(found, args.plot)
+        write_file(args.plot, _plot(found))
     if args.json:
         print_json(found)
     else:
@@ -115,3 +112,38 @@ def _lines(found: dict[str, Any]) -> list[str]:
 
 def _percent(shares: dict[str, float], name: str) -> str:
     return f"{100 * shares[name]:>6.1f} %" if name in shares else f"{'':>8}"
+
+
+def _plot(found: dict[str, Any]) -> str:
+    """Where a step's time goes, and how steps and prefill grow where several were measured."""
+    operations = sorted(found["operations"], key=lambda o: float(o["ms"]), reverse=True)
+    title = (
+        f"{found['model']}, {found['backend']}, {found['threads']} threads: "
+        f"{found['step_ms']['median']:.0f} ms a denoising step"
+    )
+    rows = [Bar(str(o["name"]), float(o["ms"]), _bar_label(o)) for o in operations]
+    charts = [bars(title, "ms a step", rows)]
+    curves = (
+        (
+            "Denoising steps",
+            "tokens before the canvas",
+            "ms a step",
+            [(c["n_past"], c["step_ms"]["median"]) for c in found["contexts"]],
+        ),
+        (
+            "Prefill",
+            "prompt tokens",
+            "tokens/s",
+            [(p["tokens"], p["tokens_per_s"]) for p in found["prefill"]],
+        ),
+    )
+    for name, x_title, y_title, points in curves:
+        if len(points) > 1:
+            line = [Series(name, sorted(points), joined=True)]
+            charts.append(chart(name, x_title, y_title, line, logarithmic=False))
+    return stacked(charts)
+
+
+def _bar_label(operation: dict[str, Any]) -> str:
+    share = operation["shares"].get("int8_gop_per_s", 0.0)
+    return f"{operation['ms']:.1f} ms" + (f", {100 * share:.0f} % of int8" if share else "")

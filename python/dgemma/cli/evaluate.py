@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import evaluation
+from ..charts import Series, chart, check_name
 from ..evaluation.evaluate import (
     LEVELS,
     Predictions,
@@ -23,7 +24,6 @@ from ..evaluation.evaluate import (
     summarize_scores,
     text_cases,
 )
-from ..evaluation.plot import Series, chart
 from ..files import write_file
 from ..model import DiffusionGemma
 from ..progress import progress_bar
@@ -85,6 +85,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--cases and --prompt-tokens must be at least 1")
     if args.plot is not None and args.reference is None:
         raise ValueError("--plot draws the divergence from a --reference")
+    if args.plot is not None:
+        check_name(args.plot)
     questions = read_questions(args.questions) if args.questions else []
     began = time.perf_counter()
     found: dict[str, Any] = {}
