@@ -19,9 +19,7 @@ KNOWN_CIRCLES: set[str] = set()
 
 KNOWN_PACKAGE_ARROWS: set[str] = set()
 
-KNOWN_TOO_LONG: set[str] = {
-    "python/dgemma/server/page.html",
-}
+KNOWN_TOO_LONG: set[str] = set()
 
 
 def _compare(found: list[str], known: set[str]) -> None:

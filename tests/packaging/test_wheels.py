@@ -72,7 +72,8 @@ def test_the_wheel_runs_on_every_linux_since_2018(wheel: Path) -> None:
     shown = run(REPOSITORY / "build/wheels/venv/bin/auditwheel", "show", wheel)
     assert "manylinux_2_28" in shown.replace("\n", " ") or "manylinux_2_1" in shown
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"dgemma/_dgemma.abi3.so", "dgemma/server/page.html", "dgemma/py.typed"} <= {*names}
+    page = {f"dgemma/server/page/{name}" for name in ("index.html", "style.css", "form.js")}
+    assert {"dgemma/_dgemma.abi3.so", "dgemma/py.typed", *page} <= {*names}
     assert not [
         name for name in names if not name.startswith(("dgemma/", "dgemma_convert/", "dgemma-"))
     ]

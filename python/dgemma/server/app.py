@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
-from importlib import resources
 
 from fastapi import FastAPI, Request
 from fastapi.routing import APIRoute
@@ -15,14 +14,14 @@ from .engine import Engine, Settings
 from .envelope import Envelope, not_found, with_cors
 from .front import Front, refused
 from .guard import Guard
+from .page import document
 from .routes import ROUTERS
 
 
 def create_app(engine: Engine, settings: Settings | None = None) -> FastAPI:
     """The application over an engine, whichever and wherever it is."""
     settings = settings or Settings()
-    page = resources.files(__package__).joinpath("page.html").read_text("utf-8")
-    front = Front(engine, settings, page)
+    front = Front(engine, settings, document())
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
