@@ -61,14 +61,12 @@ class ChatCompletion(Completions):
         ]  # fmt: skip
         chosen = [tool for tool in tools if tool["function"]["name"] in names]
         self._given, form = _forced_call(mode, chosen)
+        calls = FreeCalls(chosen) if chosen and mode == "auto" else None
         if response_format is not None:
-            asked, instruction = json_form(
-                response_format, after_thought=thinking, or_call=bool(tools)
-            )
+            asked, instruction = json_form(response_format, after_thought=thinking, calls=calls)
             messages = instructed(messages, instruction)
             form = form or asked
-        if form is None and chosen and mode == "auto":
-            form = FreeCalls(chosen)
+        form = form or calls
         self._parameters = {
             tool["function"]["name"]: tool["function"].get("parameters") for tool in chosen
         }

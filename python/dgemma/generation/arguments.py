@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from .grammars import target
+from .limits import list_fits, number_fits, text_fits
 
 _MAX_LEVELS = 200  # of schemas within each other; what lies deeper may be anything
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,300})(\.[0-9]{1,300})?([eE][+-]?[0-9]{1,3})?")
@@ -103,16 +104,23 @@ def _typed(value: Any, kind: Any, schema: Mapping[str, Any], root: Any, level: i
     if kind == "array":
         return _array(value, schema, root, level)
     if kind in ("number", "integer"):
-        return _number(value, whole=kind == "integer")
-    if kind == "string" and not isinstance(value, str):
+        return _limited(_number(value, whole=kind == "integer"), number_fits, schema)
+    if kind == "string":
         if value is None or isinstance(value, dict | list):
             raise _MisfitError
-        return json.dumps(value)
+        text = value if isinstance(value, str) else json.dumps(value)
+        return _limited(text, text_fits, schema)
     if kind == "boolean" and not isinstance(value, bool):
         if not isinstance(value, str) or value.strip().lower() not in ("true", "false"):
             raise _MisfitError
         return value.strip().lower() == "true"
     if kind == "null" and value is not None:
+        raise _MisfitError
+    return value
+
+
+def _limited(value: Any, fits: Callable[[Any, Any], bool], schema: Mapping[str, Any]) -> Any:
+    if not fits(value, schema):
         raise _MisfitError
     return value
 
@@ -150,7 +158,8 @@ def _array(value: Any, schema: Mapping[str, Any], root: Any, level: int) -> Any:
     if value is None:
         raise _MisfitError
     items = value if isinstance(value, list) else [value]
-    return [_fit(item, schema.get("items"), root, level) for item in items]
+    made = [_fit(item, schema.get("items"), root, level) for item in items]
+    return _limited(made, list_fits, schema)
 
 
 def _object(value: Any, schema: Mapping[str, Any], root: Any, level: int) -> Any:

@@ -1,9 +1,10 @@
 """The grammar of calls of given tools in Gemma's syntax, with arguments that fit their schemas.
 
 Known are types, properties, required, items, enum, const, anyOf, oneOf, references within the
-schema and allOf of one. What else a schema says is for the program that carries the call out; where
-a part of it cannot be told, any value may stand. Properties come in any order where there are few,
-otherwise in that of the template, which sorts them.
+schema, allOf of one, and the limits of numbers, texts and lists. What else a schema says is for the
+program that carries the call out; where a part of it cannot be told, any value may stand.
+Properties come in any order where there are few, otherwise in that of the template, which sorts
+them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from ..errors import OptionValueError
 from ..tools.answer import CALL, CALL_END
 from ..tools.reader import write_value
 from .grammars import check_depth, target
+from .limits import list_grammar, number_grammar, text_grammar
 
 _ANY_ORDER = 4  # properties; the orders of more make grammars large
 _MAX_PROPERTIES = 60  # of an object; one with more may have any
@@ -144,10 +146,21 @@ class _Arguments:
     def _typed(self, kind: str, schema: Mapping[str, Any]) -> str:
         if kind == "object" and isinstance(schema.get("properties"), Mapping):
             return f'"{{" {self._pairs(schema)} "}}"'
-        if kind == "array" and isinstance(schema.get("items"), Mapping):
-            item = self._value(schema["items"])
-            return f'"[" ({item} ("," {item})*)? "]"'
+        if kind == "array":
+            items = schema.get("items")
+            return list_grammar(
+                self._value(items) if isinstance(items, Mapping) else "value", schema
+            )
+        if kind in ("number", "integer"):
+            return number_grammar(kind, schema) or _TYPES[kind]
+        if kind == "string" and (text := text_grammar(schema)) is not None:
+            return self._terminal(f'"<|\\"|>" {text} "<|\\"|>"')
         return _TYPES[kind]
+
+    def _terminal(self, definition: str) -> str:
+        name = f"{self._prefix}_{len(self.rules)}".upper()
+        self.rules.append(f"{name}: {definition}")
+        return name
 
     def _referred(self, reference: str) -> str:
         if reference not in self._references:

@@ -47,6 +47,7 @@ class Form:
         grammar: as llguidance takes it.
         after_thought: the answer may begin with a thought, to which the grammar does not apply.
         or_call: an answer that begins with a tool call is free.
+        calls: the form of an answer that begins with a tool call, in place of this one.
         param: what asks for it, for errors.
     """
 
@@ -58,17 +59,23 @@ class Form:
         *,
         after_thought: bool = False,
         or_call: bool = False,
+        calls: Form | None = None,
         param: str = "response_format",
     ) -> None:
         self._matcher = matcher(grammar, param)
         free_starts = [THOUGHT] if after_thought else []
         self._free_starts = (*free_starts, CALL) if or_call else tuple(free_starts)
+        self._calls = calls
+        self._in_calls = False  # the answer began with a call
         self._at_start = True
         self._thinking = self._free = False
 
     def check(self, tokens: Sequence[int], tokenizer: Tokenizer, ends: Iterable[int]) -> Verdict:
         """How far these tokens, which follow those that were taken, keep to the form."""
-        return self.copy()._walk(tokens, tokenizer, frozenset(ends))
+        here = self.copy()
+        verdict = here._walk(tokens, tokenizer, frozenset(ends))
+        self.binding = here.binding
+        return verdict
 
     def take(self, tokens: Sequence[int], tokenizer: Tokenizer) -> None:
         """Makes tokens that keep to the form part of the answer."""
@@ -82,6 +89,8 @@ class Form:
         here._walk(taken, tokenizer, frozenset())
         if here._thinking:
             return tokenizer.id(THOUGHT_END)
+        if here._calls is not None and here._in_calls:
+            return here._calls.most_probable((), logits, tokenizer, ends)
         return here._most_probable(logits, tokenizer, ends)
 
     def _most_probable(
@@ -105,10 +114,14 @@ class Form:
         made = Form.__new__(Form)
         vars(made).update(vars(self))
         made._matcher = self._matcher.deep_copy()
+        made._calls = self._calls and self._calls.copy()
         return made
 
     def _walk(self, tokens: Sequence[int], tokenizer: Tokenizer, ends: frozenset[int]) -> Verdict:
         for n, token in enumerate(tokens):
+            if self._calls is not None and self._begins_call(token, tokenizer):
+                found = self._calls._walk(tokens[n:], tokenizer, ends)
+                return Verdict(n + found.n_valid, found.complete, found.broken)
             if token in ends:
                 complete = self._free or self._matcher.is_accepting()
                 return Verdict(n, complete, broken=not complete)
@@ -121,6 +134,13 @@ class Form:
                 return Verdict(n, complete, broken=not complete)
             self._matcher.consume_tokens(list(data))
         return Verdict(len(tokens), complete=False, broken=False)
+
+    def _begins_call(self, token: int, tokenizer: Tokenizer) -> bool:
+        """Whether the answer is one that begins with a call, now or before."""
+        may_begin = self._at_start and not self._free and not self._thinking
+        if may_begin and tokenizer.token_bytes(token) == CALL.encode():
+            self._in_calls, self._at_start, self.binding = True, False, False
+        return self._in_calls and not self._free
 
     def _passes_freely(self, text: str) -> bool:
         """Whether the grammar has no say in this token."""
@@ -137,12 +157,13 @@ class Form:
 
 
 def json_form(
-    response_format: Mapping[str, Any], *, after_thought: bool = False, or_call: bool = False
+    response_format: Mapping[str, Any], *, after_thought: bool = False, calls: Form | None = None
 ) -> tuple[Form | None, str]:
     """The form that a `response_format` asks for, and what tells the model about it.
 
     Known are OpenAI's {"type": "text"}, {"type": "json_object"} and {"type": "json_schema",
     "json_schema": {"schema": …}}, and llama-cpp-python's {"type": "json_object", "schema": …}.
+    `calls`: the form of an answer that begins with a call instead.
     Errors: TypeError and ValueError, also for schemas that cannot be checked.
     """
     if not isinstance(response_format, Mapping):
@@ -168,7 +189,7 @@ def json_form(
             param="response_format.type",
         )
     grammar = schema_grammar({"type": "object"} if schema is None else schema, "response_format")
-    form = Form(grammar, after_thought=after_thought, or_call=or_call)
+    form = Form(grammar, after_thought=after_thought, calls=calls)
     if schema is None:
         return form, "Answer with one JSON object and nothing else."
     text = json.dumps(schema, ensure_ascii=False, default=str)
