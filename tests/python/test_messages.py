@@ -317,3 +317,21 @@ def test_flat_tools_are_tools() -> None:
     messages = [user("Hi")]
     assert TEMPLATE.render(messages, tools=[flat]) == TEMPLATE.render(messages, tools=[wrapped])
     assert json.dumps(flat)
+
+
+def test_system_messages_at_the_beginning_become_one() -> None:
+    """Codex sends two, others one for each file of rules."""
+    found = normalized(
+        [
+            {"role": "developer", "content": "Be brief."},
+            {"role": "system", "content": [{"type": "text", "text": "Be kind."}]},
+            {"role": "system", "content": ""},
+            {"role": "user", "content": "Hi"},
+            {"role": "system", "content": "Be quick."},
+        ]
+    )
+    assert [(m["role"], m["content"]) for m in found] == [
+        ("system", "Be brief.\n\nBe kind."),
+        ("user", "Hi"),
+        ("system", "Be quick."),
+    ]

@@ -9,7 +9,10 @@ import httpx
 import openai
 import pytest
 
-from dgemma.server.dialects.responses import ResponseWriter, chat_fields
+from dgemma.server.dialects.messages import chat_fields as messages_fields
+from dgemma.server.dialects.response_writer import ResponseWriter
+from dgemma.server.dialects.responses import asked
+from dgemma.server.store import OwnPast, ResponseStore
 from support.serving import KEY, QUESTION, ask
 
 SUNNY = "Is it sunny in Oslo?"
@@ -118,10 +121,11 @@ def test_what_codex_sends(http: httpx.Client) -> None:
 
 def test_a_free_form_tool_takes_text() -> None:
     patch = "*** Begin Patch\n+ é\n"
-    fields, custom = chat_fields({**CODEX, "tools": CODEX["tools"][2:]})
-    (tool,) = fields["tools"]
+    past = OwnPast(ResponseStore(0), "")
+    found = asked({**CODEX, "tools": CODEX["tools"][2:]}, past)
+    (tool,) = found.fields["tools"]
     assert tool["function"]["parameters"]["required"] == ["input"]
-    writer = ResponseWriter(CODEX, "tiny", custom)
+    writer = ResponseWriter(CODEX, "tiny", found.called, stored=False)
     function = {"name": "apply_patch", "arguments": json.dumps({"input": patch})}
     call = {"index": 0, "id": "call_1", "type": "function", "function": function}
     told = [*writer.begin(), *writer.feed({"tool_calls": [call]})]
@@ -133,8 +137,8 @@ def test_a_free_form_tool_takes_text() -> None:
     )  # fmt: skip
     kinds = [event["type"] for event in told]
     assert "response.custom_tool_call_input.done" in kinds
-    again, _ = chat_fields({**CODEX, "input": [item]})
-    sent = again["messages"][-1]["tool_calls"][0]["function"]
+    again = asked({**CODEX, "input": [item]}, past)
+    sent = again.fields["messages"][-1]["tool_calls"][0]["function"]
     assert json.loads(sent["arguments"]) == {"input": patch}
 
 
@@ -199,6 +203,15 @@ CLAUDE: dict[str, Any] = {
     "seed": 1,
 }  # fmt: skip
 HEADERS = {"anthropic-version": "2023-06-01", "anthropic-beta": "interleaved-thinking-2025-05-14"}
+
+
+def test_a_line_for_who_sends_the_bill_is_not_the_models() -> None:
+    """It changes from one request to the next, and would keep all behind it from being cached."""
+    block = {"type": "text", "text": "x-anthropic-billing-header: cc_version=2.1; cch=0a1b2;"}
+    system = [block, {"type": "text", "text": "Be brief."}]
+    told = messages_fields({"messages": QUESTION, "system": system})["messages"]
+    assert told == [{"role": "system", "content": "Be brief."}, *QUESTION]
+    assert messages_fields({"messages": QUESTION, "system": [block]})["messages"] == QUESTION
 
 
 def test_what_claude_code_sends(http: httpx.Client) -> None:

@@ -32,6 +32,7 @@ def normalized(messages: Sequence[Message]) -> list[dict[str, Any]]:
     Arguments of calls become objects. The model answers in the turn in which it called a tool, so
     the `tool` messages after a call become `tool_responses` of the message that made it, and the
     answer that follows becomes that message's text. A response whose call is not there gets one.
+    Several system messages at the beginning become one, as models know it.
 
     Errors: OptionTypeError and OptionValueError, with the place in `param`.
     """
@@ -87,6 +88,10 @@ class _Conversation:
     def add(self, message: dict[str, Any]) -> None:
         if message["role"] == "tool":
             self._respond(message)
+            return
+        if message["role"] == "system" and [m["role"] for m in self.found] == ["system"]:
+            texts = (self.found[0]["content"], message["content"])
+            self.found[0]["content"] = "\n\n".join(filter(None, texts))
             return
         for call in message.get("tool_calls", ()):
             if call.get("id") is not None:

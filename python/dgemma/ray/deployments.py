@@ -107,6 +107,7 @@ class Settings(BaseModel):
             hosts=self.hosts,
             origins=self.origins,
             strict=self.strict,
+            kept_bytes=0,  # the next request may come to another replica
         )
         return create_app(engine, settings)
 

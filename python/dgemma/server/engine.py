@@ -149,6 +149,7 @@ class Settings:
     `api_keys`: one of them is asked of every request but /health; none: everybody may ask.
     `hosts`: names it may be addressed by; None: any. `origins`: web pages of other sites that may
     ask, "*" for all. `strict`: options without effect are refused. `max_body`: bytes of a request.
+    `kept_bytes`: for answers that a client may go on from by their id; 0 keeps none.
     """
 
     api_keys: frozenset[str] = frozenset()
@@ -156,3 +157,4 @@ class Settings:
     origins: Sequence[str] = field(default_factory=tuple)
     strict: bool = False
     max_body: int = 8 * 2**20
+    kept_bytes: int = 64 * 2**20

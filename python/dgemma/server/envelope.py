@@ -77,7 +77,7 @@ def with_cors(app: Any, origins: tuple[str, ...]) -> Any:
     return CORSMiddleware(
         app,
         allow_origins=origins,
-        allow_methods=["GET", "HEAD", "POST", "OPTIONS"],
+        allow_methods=["GET", "HEAD", "POST", "DELETE", "OPTIONS"],
         allow_headers=["*"],
         expose_headers=["X-Request-ID", "X-Dgemma-Warnings", "Retry-After"],
         allow_private_network=True,

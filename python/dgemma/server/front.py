@@ -18,6 +18,7 @@ from .body import encode_json, read_json
 from .engine import Ask, Engine, Event, JsonObject, Opened, Settings
 from .failures import Failure, failure
 from .schemas import Body, checked
+from .store import ResponseStore
 
 R = TypeVar("R", bound=Body)
 Handler: TypeAlias = Callable[["Front", Request], Awaitable[Any]]
@@ -45,6 +46,9 @@ class Front:
     parsing: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, "dgemma-parse")
     )
+
+    def __post_init__(self) -> None:
+        self.kept = ResponseStore(self.settings.kept_bytes)
 
     async def read(self, request: Request, kind: type[R]) -> R:
         """The request in a body."""

@@ -50,7 +50,7 @@ class Guard:
                     403,
                 )
             )
-        if not self._keys or self._is_known(_given_key(request)):
+        if not self._keys or self._is_known(given_key(request)):
             return None
         return refused(
             BadRequestError(
@@ -72,7 +72,8 @@ def _host(request: HTTPConnection) -> str:
     return host.rsplit(":", 1)[0]
 
 
-def _given_key(request: HTTPConnection) -> bytes:
+def given_key(request: HTTPConnection) -> bytes:
+    """The key that a request shows; empty: none."""
     if key := request.headers.get("x-api-key"):  # as Anthropic's clients send it
         return key.strip().encode()
     scheme, _, value = request.headers.get("authorization", "").partition(" ")

@@ -28,15 +28,20 @@ _NO_THINKING = ("none", "minimal", "off")
 MAX_TOOLS = 256
 
 
-def chat_options(given: Mapping[str, Any], *, strict: bool) -> dict[str, Any]:
+def chat_options(
+    given: Mapping[str, Any], *, strict: bool, notes: Sequence[str] = ()
+) -> dict[str, Any]:
     """The arguments of `ChatCompletion`, `messages` included, of the fields of a request.
 
-    Errors: OptionError and BadRequestError, which name the field.
+    `notes`: sentences about what was left out of it already. Errors: OptionError and
+    BadRequestError, which name the field.
     """
     fields = _plain(given)
-    notes: list[str] = []
+    if strict and notes:
+        raise BadRequestError(notes[0], code="unsupported_value")
     if "tools" in fields:
-        fields["tools"], notes = function_tools(fields["tools"], strict=strict)
+        fields["tools"], more = function_tools(fields["tools"], strict=strict)
+        notes = [*more, *notes]
         if not fields["tools"]:
             del fields["tools"]
     if "tool_choice" in fields:

@@ -16,6 +16,8 @@ _OWN = frozenset((
     *("output_config", "drafts", "anthropic_version", "inference_geo"),
 ))  # fmt: skip
 _REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
+# Of Claude Code's, for who sends the bill: it changes between versions and says nothing to a model.
+_BILLING = "x-anthropic-billing-header:"
 SIGNATURE = "dgemma"  # of thoughts: clients send it back, and nobody checks it
 _ERRORS = {
     400: "invalid_request_error",
@@ -39,7 +41,7 @@ def chat_fields(body: Mapping[str, Any]) -> JsonObject:
     _refuse_to_continue(body.get("thread"))
     fields: JsonObject = {name: value for name, value in body.items() if name not in _OWN}
     messages = list(_messages(body["messages"]))
-    if system := _text(body.get("system")):
+    if system := _text(_unbilled(body.get("system"))):
         messages.insert(0, {"role": "system", "content": system})
     fields["messages"] = messages
     if body.get("stop_sequences"):
@@ -59,6 +61,12 @@ def chat_fields(body: Mapping[str, Any]) -> JsonObject:
         schema = {"name": "answer", "schema": form.get("schema")}
         fields["response_format"] = {"type": "json_schema", "json_schema": schema}
     return fields
+
+
+def _unbilled(system: Any) -> Any:
+    if not isinstance(system, list):
+        return system
+    return [block for block in system if not _text(block).startswith(_BILLING)]
 
 
 def _refuse_to_continue(thread: Any) -> None:
