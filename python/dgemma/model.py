@@ -143,9 +143,10 @@ class DiffusionGemma(LlamaMethods):
         repo_id: str,
         filename: str | None = None,
         additional_files: Sequence[str] | None = None,
-        *,
         local_dir: str | os.PathLike[str] | None = None,
+        local_dir_use_symlinks: bool | str = "auto",
         cache_dir: str | os.PathLike[str] | None = None,
+        *,
         revision: str | None = None,
         **kwargs: Any,
     ) -> DiffusionGemma:
@@ -154,6 +155,7 @@ class DiffusionGemma(LlamaMethods):
         `filename` may be a pattern such as "*Q4_K_M.gguf"; where several files fit it, ValueError
         lists them. Of a file in shards, all are fetched. `additional_files` are fetched beside it.
         Needs the extra `hub`. The other arguments are those of the class.
+        `local_dir_use_symlinks` is there for llama-cpp-python's sake: files are never linked.
         """
         path = hub.download(
             repo_id,

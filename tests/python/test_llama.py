@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
 import dgemma
 from dgemma.compat import llama_cpp
 from dgemma.compat.llama import CHAT_ORDER, COMPLETION_ORDER
+from dgemma.compat.llama_arguments import LlamaArguments
 from dgemma.compat.llama_cpp import LlamaRAMCache
 from dgemma.compat.requests import ChatOptions, CompletionOptions
 from dgemma.generation.declared import names
 
+SIGNATURES: dict[str, Any] = json.loads(
+    Path(__file__).with_name("llama_cpp_signatures.json").read_text("utf-8")
+)["methods"]
 PROGRAM = Path(__file__).parent / "programs" / "llama_cpp_program.py"
 
 
@@ -87,20 +93,12 @@ def test_unknown_arguments(tiny_gguf: Path) -> None:
 
 
 def test_every_argument_at_llama_cpp_pythons_default_is_taken(tiny_gguf: Path) -> None:
-    defaults = {
-        "n_gpu_layers": 0, "split_mode": 1, "main_gpu": 0, "tensor_split": None,
-        "vocab_only": False, "use_mmap": True, "use_mlock": False, "kv_overrides": None,
-        "seed": 0xFFFFFFFF, "n_ctx": 512, "n_batch": 512, "n_ubatch": 512, "n_threads": None,
-        "n_threads_batch": None, "rope_scaling_type": -1, "pooling_type": -1,
-        "rope_freq_base": 0.0, "rope_freq_scale": 0.0, "yarn_ext_factor": -1.0,
-        "yarn_attn_factor": 1.0, "yarn_beta_fast": 32.0, "yarn_beta_slow": 1.0,
-        "yarn_orig_ctx": 0, "logits_all": False, "embedding": False, "offload_kqv": True,
-        "flash_attn": False, "op_offload": None, "swa_full": None, "no_perf": False,
-        "last_n_tokens_size": 64, "lora_base": None, "lora_scale": 1.0, "lora_path": None,
-        "numa": False, "chat_format": None, "chat_handler": None, "draft_model": None,
-        "tokenizer": None, "type_k": None, "type_v": None, "spm_infill": False, "verbose": False,
-    }  # fmt: skip
-    with dgemma.DiffusionGemma(tiny_gguf, **defaults) as model:
+    defaults = dict(SIGNATURES["__init__"]["keyword"])
+    assert len(defaults) == 44
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = llama_cpp.Llama(str(tiny_gguf), **{**defaults, "verbose": False})
+    with model:
         # llama.cpp's "any seed" is another one each time.
         assert model.generate("a", max_tokens=1).stats.seed != (
             model.generate("a", max_tokens=1).stats.seed
@@ -155,25 +153,62 @@ def test_options_that_would_mislead_are_refused(
 
 # ---- To the letter -------------------------------------------------------------------------------
 
-# The parameters behind the first, in llama-cpp-python 0.3's order.
+# Where ours differ, and why.
+OTHER_NAMES = {
+    "generate": "a text gives an answer; token ids give their like (see `compat.llama_cpp.Llama`)",
+    "tokenizer": "a property here",
+    "sample": "refused: no token is picked alone",
+    "embed": "refused",
+    "create_embedding": "refused",
+    "create_chat_completion_openai_v1": "takes the arguments of create_chat_completion",
+    "logits_to_logprobs": "a canvas has no log-probabilities",
+}
+OTHER_DEFAULTS = {
+    ("__init__", "n_ctx"): 8192,  # a canvas alone is 256
+    ("__init__", "n_gpu_layers"): "auto",
+    ("__init__", "seed"): None,
+    ("__init__", "type_k"): "f16",
+    ("__init__", "type_v"): "f16",
+    ("__init__", "verbose"): False,
+    ("from_pretrained", "filename"): None,  # the only one, where there is one
+}
 ORDERS = {
-    "create_completion": (
-        "suffix max_tokens temperature top_p min_p typical_p logprobs echo stop frequency_penalty "
-        "presence_penalty repeat_penalty top_k stream seed tfs_z mirostat_mode mirostat_tau "
-        "mirostat_eta model stopping_criteria logits_processor grammar logit_bias"
-    ),
-    "create_chat_completion": (
-        "functions function_call tools tool_choice temperature top_p top_k min_p typical_p stream "
-        "stop seed response_format max_tokens presence_penalty frequency_penalty repeat_penalty "
-        "tfs_z mirostat_mode mirostat_tau mirostat_eta model logits_processor grammar logit_bias "
-        "logprobs top_logprobs"
-    ),
+    "__call__": COMPLETION_ORDER,
+    "create_completion": COMPLETION_ORDER,
+    "create_chat_completion": CHAT_ORDER,
+    "generate": llama_cpp.GENERATE_ORDER,
 }
 
 
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_it_takes_what_the_real_one_takes(name: str) -> None:
+    """Names, order and defaults, as `support.llama_signatures` read them from its source."""
+    theirs = SIGNATURES[name]["positional"]
+    if name in ORDERS:
+        assert [each for each, _ in theirs[1:]] == list(ORDERS[name])
+        return
+    if name in OTHER_NAMES:
+        return
+    ours: Any = getattr(llama_cpp.Llama, name)
+    parameters = list(inspect.signature(ours).parameters.values())
+    if name not in ("from_pretrained", "longest_token_prefix"):
+        parameters = parameters[1:]  # self
+    found = [
+        [each.name, "required" if each.default is each.empty else each.default]
+        for each in parameters
+        if each.kind is each.POSITIONAL_OR_KEYWORD
+    ]
+    expected = [[n, OTHER_DEFAULTS.get((name, n), default)] for n, default in theirs]
+    assert found == expected
+    keyword = {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
+    others = get_type_hints(LlamaArguments)
+    for argument, default in SIGNATURES[name]["keyword"]:
+        assert argument in keyword or argument in others, argument
+        if argument in keyword:
+            assert keyword[argument] == OTHER_DEFAULTS.get((name, argument), default), argument
+
+
 def test_positional_arguments_stand_in_its_order(llm: dgemma.DiffusionGemma) -> None:
-    assert " ".join(COMPLETION_ORDER) == ORDERS["create_completion"]
-    assert " ".join(CHAT_ORDER) == ORDERS["create_chat_completion"]
     assert set(COMPLETION_ORDER) - {"stream"} <= names(CompletionOptions)
     assert set(CHAT_ORDER) - {"stream"} <= names(ChatOptions)
     whole = llm("The old man", max_tokens=6, echo=True, seed=0, temperature=0.5)
@@ -201,6 +236,21 @@ def test_tokens_and_state(llm: dgemma.DiffusionGemma, monkeypatch: pytest.Monkey
     with pytest.warns(dgemma.IgnoredOptionWarning, match="set_cache has no effect"):
         llm.set_cache(LlamaRAMCache(capacity_bytes=1))
     llm.set_cache(None)
+
+
+def test_token_ids_one_by_one(tiny_gguf: Path) -> None:
+    with llama_cpp.Llama(str(tiny_gguf), n_ctx=256, seed=1) as model:
+        question = [{"role": "user", "content": "What is the capital of France?"}]
+        prompt = model.encode_prompt(model.chat_template.render(question))
+        ids = list(model.generate(prompt, temp=1.0, reset=False))
+        assert ids[-1] == model.token_eos()
+        assert model.detokenize(ids[:-1]) == b"The capital of France is Paris."
+        assert model.eval_tokens[: len(prompt)] == prompt
+        assert model.longest_token_prefix(prompt, prompt[:3]) == 3
+        assert model.longest_token_prefix([1, 2], [1, 3]) == 1
+        assert model.generate("The old man", max_tokens=3).stats.prompt_tokens == 6
+        with pytest.raises(NotImplementedError, match="generate"):
+            model.sample()
 
 
 def test_functions_are_tools(llm: dgemma.DiffusionGemma) -> None:
@@ -273,7 +323,11 @@ def test_langchains_classes(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "Paris" in "".join(str(chunk.content) for chunk in chat.stream(question))
     with pytest.raises(ValueError, match="response_format"):
         LlamaCpp(**options, grammar="root ::= x")
-    monkeypatch.delitem(sys.modules, "llama_cpp")
+    from llama_cpp.llama import Llama  # type: ignore[import-not-found]
+
+    assert Llama is llama_cpp.Llama
+    for name in [name for name in sys.modules if name.partition(".")[0] == "llama_cpp"]:
+        monkeypatch.delitem(sys.modules, name)
 
 
 def test_embeddings_are_refused(llm: dgemma.DiffusionGemma) -> None:

@@ -99,6 +99,23 @@ class LlamaMethods:
         """Id of the first of the tokens that end an answer."""
         return self.info.end_tokens[0]
 
+    @property
+    def eval_tokens(self) -> list[int]:
+        """The tokens that are encoded, of the last prompt and answer."""
+        return list(map(int, self.default_session.tokens))
+
+    def pooling_type(self) -> int:
+        """That of a model without embeddings, 0."""
+        return 0
+
+    @staticmethod
+    def longest_token_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+        """How many tokens two sequences begin with alike."""
+        return next(
+            (i for i, (one, other) in enumerate(zip(a, b, strict=False)) if one != other),
+            min(len(a), len(b)),
+        )
+
     def token_nl(self) -> int:
         """Id of the first token of a new line."""
         return self.tokenizer.encode("\n")[0]
@@ -274,6 +291,13 @@ class LlamaMethods:
         )
 
     create_embedding = embed
+
+    def sample(self, *_: object, **__: object) -> Any:
+        """Refused: a canvas is denoised as a whole, and no token of it is picked alone."""
+        raise NotImplementedError(
+            "DiffusionGemma does not pick one token at a time: use `generate`, or `stream` for the "
+            "steps between"
+        )
 
 
 def _answered(made: Completions, stream: bool) -> JsonObject | Iterator[JsonObject]:

@@ -54,6 +54,7 @@ class LlamaArguments(TypedDict, total=False):
     logits_all: Annotated[bool, Foreign((False,), "use `session().canvas_logits`")]
     embedding: Annotated[bool, Foreign((False,), _NO_EMBEDDINGS)]
     pooling_type: Annotated[int, Foreign((-1, 0), _NO_EMBEDDINGS)]
+    attention_type: Annotated[int, Foreign((-1,), "the file says who sees whom")]
     rope_scaling_type: Annotated[int | None, Foreign((-1, 0), _POSITIONS)]
     rope_freq_base: Annotated[float, Foreign((0,), _POSITIONS)]
     rope_freq_scale: Annotated[float, Foreign((0, 1), _POSITIONS)]
