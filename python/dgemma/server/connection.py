@@ -23,9 +23,11 @@ class Connection(H11Protocol):
         """A client has connected."""
         super().connection_made(transport)
         self._head = self.loop.call_later(HEAD_SECONDS, transport.abort)
-        transport.get_extra_info("socket").setsockopt(
-            socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER
-        )
+        connected = transport.get_extra_info("socket")
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        # An answer's body would wait for the client's receipt of its head, 40 ms: asyncio sets this
+        # by itself only for sockets that name their protocol.
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def data_received(self, data: bytes) -> None:
         """Bytes of a request's head or body."""
