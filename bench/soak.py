@@ -3,10 +3,11 @@
     python bench/soak.py model.gguf --minutes 60 --plot bench/results/soak.svg
 
 Starts `dgemma serve` on a free port. Clients of every kind ask at once: plain and streamed answers,
-conversations of several turns, the other APIs, prompts that do not fit, bodies that are no JSON,
-streams that are left, readers that are slow, and bursts that fill the queue. `--reload N` starts
-the server anew N times on the way. Prints one JSON object; needs `httpx`, and `matplotlib` for
-`--plot`.
+conversations of several turns, the other APIs, prompts that are long, prompts that do not fit,
+bodies that are no JSON, streams that are left, readers that are slow, and bursts that fill the
+queue. `--rate` bounds how many begin a second, so that a machine can do other things meanwhile.
+Afterwards the server is started anew `--reload` times, a twentieth of the time each. Prints one
+JSON object; needs `httpx`, and `matplotlib` for `--plot`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import collections
 import contextlib
 import json
+import os
 import random
 import re
 import signal
@@ -62,14 +64,23 @@ def server(model: str, options: list[str]) -> Iterator[tuple[str, int]]:
 
 
 def sample(pid: int) -> dict[str, float]:
-    """What a process holds."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+    """What a process and those that it started hold, and the processor time of its own."""
+    ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return {
-        "rss_mb": int(fields["VmRSS"].split()[0]) / 1000,
-        "threads": int(fields["Threads"]),
+        "rss_mb": _field(pid, "VmRSS") / 1000,
+        "workers_mb": sum(_field(child, "VmRSS") for child in children) / 1000,
+        "threads": _field(pid, "Threads"),
         "handles": len(list(Path(f"/proc/{pid}/fd").iterdir())),
+        "cpu_s": (int(ticks[11]) + int(ticks[12])) / os.sysconf("SC_CLK_TCK"),
     }
+
+
+def _field(pid: int | str, name: str) -> int:
+    with contextlib.suppress(FileNotFoundError):  # a worker that is being replaced
+        status = Path(f"/proc/{pid}/status").read_text()
+        return int((re.search(rf"^{name}:\s+(\d+)", status, re.M) or [0, 0])[1])
+    return 0
 
 
 # ---- Clients -------------------------------------------------------------------------------------
@@ -124,6 +135,12 @@ def other_apis(http: httpx.Client, draw: random.Random) -> str:
     return str(http.post(path, json=body).status_code)
 
 
+def long_prompt(http: httpx.Client, draw: random.Random) -> str:
+    """A prompt that fills most of the context."""
+    body = {"prompt": " ".join(draw.choices(QUESTIONS, k=60)), "max_tokens": 8}
+    return str(http.post("/v1/completions", json=body).status_code)
+
+
 def wrong(http: httpx.Client, draw: random.Random) -> str:
     """Requests that are refused; anything but a 4xx is a fault."""
     headers = {"Content-Type": "application/json"}
@@ -138,14 +155,39 @@ KINDS: tuple[tuple[Callable[[httpx.Client, random.Random], str], int], ...] = (
     (stream, 5),
     (converse, 2),
     (other_apis, 3),
+    (long_prompt, 1),
     (wrong, 2),
 )
+
+
+class Pace:
+    """When the next request may begin: `rate` a second, 0 for at once, but all in a burst."""
+
+    def __init__(self, rate: float, burst_every: float) -> None:
+        self._rate, self._every, self._lock = rate, burst_every, threading.Lock()
+        self._next = self._burst = time.monotonic()
+        self._left = 0
+
+    def wait(self, stop: threading.Event, draw: random.Random, n_clients: int) -> None:
+        """Waits for a request's turn."""
+        with self._lock:
+            now = time.monotonic()
+            if self._every and now - self._burst > self._every:
+                self._burst, self._left = now, 2 * n_clients
+            if not self._rate or self._left > 0:
+                self._left -= 1
+                return
+            self._next = max(self._next, now) + draw.expovariate(self._rate)
+            begin = self._next
+        while not stop.is_set() and time.monotonic() < begin and self._left <= 0:
+            stop.wait(min(0.5, max(0.0, begin - time.monotonic())))
 
 
 class Load:
     """The clients, how their requests ended, and how long /health took meanwhile."""
 
-    def __init__(self, address: str, n_clients: int, seed: int) -> None:
+    def __init__(self, address: str, n_clients: int, seed: int, pace: Pace) -> None:
+        self._pace = pace
         self.address, self.ended = address, collections.Counter[str]()
         self._probe = httpx.Client(base_url=address, timeout=60, trust_env=False)
         self._stop, self._lock = threading.Event(), threading.Lock()
@@ -169,6 +211,7 @@ class Load:
         with httpx.Client(base_url=self.address, timeout=120, trust_env=False) as http:
             while not self._stop.is_set():
                 (kind,) = draw.choices(kinds, weights)
+                self._pace.wait(self._stop, draw, len(self._threads))
                 try:
                     end = f"{kind.__name__} {kind(http, draw)}"
                 except httpx.HTTPError as problem:
@@ -191,12 +234,12 @@ def soak(args: argparse.Namespace) -> dict[str, Any]:
     samples: list[dict[str, float]] = []
     ended: collections.Counter[str] = collections.Counter()
     began = time.monotonic()
-    share = 60 * args.minutes / (args.reload + 1)
     options = ["-c", "1024", "-t", str(args.threads), "--max-queue", str(args.max_queue)]
     for run in range(args.reload + 1):
         with server(args.model, options) as (address, pid):
-            with Load(address, args.clients, 1000 * run) as load:
-                until = began + share * (run + 1)
+            pace = Pace(args.rate, args.burst)
+            with Load(address, args.clients, 1000 * run, pace) as load:
+                until = began + 60 * args.minutes * (1 + run / 20)
                 while time.monotonic() < until:
                     time.sleep(args.every)
                     seen = {"minutes": (time.monotonic() - began) / 60, "run": run, **sample(pid)}
@@ -214,9 +257,11 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
         seen = [s for s in found["samples"] if s["run"] == run]
         n = max(1, len(seen) // 5)
         entry: dict[str, Any] = {"samples": len(seen)}
-        for name in ("rss_mb", "threads", "handles", "health_ms"):
+        for name in ("rss_mb", "workers_mb", "threads", "handles", "health_ms"):
             first, last = ([s[name] for s in part] for part in (seen[n : 2 * n], seen[-n:]))
             entry[name] = [round(statistics.median(part or [0.0]), 2) for part in (first, last)]
+        if seen:
+            entry["cpu_s"] = seen[-1]["cpu_s"]
         runs.append(entry)
     total = sum(found["ended"].values())
     return {"requests": total, "ended": found["ended"], "runs": runs}
@@ -231,6 +276,7 @@ def plot(found: dict[str, Any], path: str) -> None:
 
     names = {
         "rss_mb": "memory, MB",
+        "workers_mb": "its workers', MB",
         "threads": "threads",
         "handles": "handles",
         "health_ms": "/health, ms",
@@ -254,11 +300,18 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=24)
     parser.add_argument("--max-queue", type=int, default=12, help="few, so that it fills up")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--reload", type=int, default=1, help="how often the server starts anew")
+    parser.add_argument(
+        "--reload", type=int, default=1, help="how often the server starts anew after it"
+    )
+    parser.add_argument("--rate", type=float, default=0, help="requests a second; 0: no bound")
+    parser.add_argument("--burst", type=float, default=60, help="seconds between bursts; 0: none")
     parser.add_argument("--every", type=float, default=2, help="seconds between samples")
     parser.add_argument("--plot", metavar="F", help="draw the samples as SVG")
+    parser.add_argument("--samples", metavar="F", help="keep the samples as JSON")
     args = parser.parse_args()
     found = soak(args)
+    if args.samples:
+        Path(args.samples).write_text(json.dumps(found))
     if args.plot:
         plot(found, args.plot)
     print(json.dumps(summary(found)))
