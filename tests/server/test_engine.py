@@ -133,6 +133,30 @@ def test_a_full_queue_says_when_to_come_again() -> None:
     assert response.json()["error"]["code"] == "queue_full"
 
 
+@pytest.mark.parametrize("kind", [TypeError, ValueError, AttributeError, OverflowError])
+def test_a_bug_is_not_blamed_on_the_request(
+    kind: type[Exception], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> Any:
+        raise kind("a secret of the inside")
+
+    monkeypatch.setattr(Parrot, "render", broken)
+    (response,) = asked(Parrot(), ("POST", "/apply-template", BODY))
+    told = response.json()["error"]
+    assert response.status_code == 500
+    assert "secret" not in response.text
+    assert told["id"] in told["message"]
+    assert f"error {told['id']}: a secret of the inside" in caplog.text
+
+
+@pytest.mark.parametrize("path", ["/apply-template", "/v1/messages/count_tokens"])
+@pytest.mark.parametrize("odd", ["x", 1, [1], True])
+def test_fields_for_the_template_must_be_an_object(path: str, odd: object) -> None:
+    (response,) = asked(Parrot(), ("POST", path, {**BODY, "chat_template_kwargs": odd}))
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "chat_template_kwargs"
+
+
 def test_what_nobody_expected_is_logged_under_the_id_that_is_told(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

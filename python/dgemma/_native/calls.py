@@ -46,7 +46,7 @@ MAX_DENOISING_STEPS = int(lib.DG_MAX_DENOISING_STEPS)
 MAX_STABILITY_THRESHOLD = int(lib.DG_MAX_STABILITY_THRESHOLD)
 
 _EXCEPTIONS: dict[int, type[Exception]] = {
-    lib.DG_ERROR_ARGUMENT: ValueError,
+    lib.DG_ERROR_ARGUMENT: OptionValueError,
     lib.DG_ERROR_MODEL_FILE: ModelFileError,
     lib.DG_ERROR_CONTEXT_LENGTH: ContextLengthError,
     lib.DG_ERROR_OUT_OF_MEMORY: OutOfMemoryError,
@@ -83,7 +83,9 @@ def c_path(path: PathLike) -> bytes:
     """A path as C takes it; ValueError where it holds a zero byte, at which C would cut it off."""
     encoded = os.fsencode(path)
     if b"\0" in encoded:
-        raise ValueError(f"the path {os.fspath(path)!r} holds a zero byte: no file has such a name")
+        raise OptionValueError(
+            f"the path {os.fspath(path)!r} holds a zero byte: no file has such a name"
+        )
     return encoded
 
 

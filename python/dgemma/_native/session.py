@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._dgemma import ffi, lib
-from ..errors import Error
+from ..errors import Error, OptionTypeError, OptionValueError
 from ..values import (
     Activations,
     CanvasNoise,
@@ -47,9 +47,9 @@ def token_ids(tokens: Ids) -> IdArray:
     if array.size == 0:
         return np.zeros(0, np.int32)
     if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
-        raise TypeError("tokens must be a flat sequence of integers")
+        raise OptionTypeError("tokens must be a flat sequence of integers")
     if array.min() < -(2**31) or array.max() >= 2**31:
-        raise ValueError("a token id does not fit 32 bits")
+        raise OptionValueError("a token id does not fit 32 bits")
     return np.ascontiguousarray(array, np.int32)
 
 
@@ -179,7 +179,7 @@ class Session:
         if self_conditioning_logits is not None:
             given = np.ascontiguousarray(self_conditioning_logits, np.float32)
             if given.shape != shape:
-                raise ValueError(
+                raise OptionValueError(
                     f"self_conditioning_logits must have shape {shape}, not {given.shape}"
                 )
             previous = ffi.from_buffer("float[]", given)
@@ -193,7 +193,7 @@ class Session:
     def _canvas_ids(self, tokens: Ids, name: str) -> IdArray:
         ids = token_ids(tokens)
         if len(ids) != self._info.canvas_length:
-            raise ValueError(
+            raise OptionValueError(
                 f"{name} must have {self._info.canvas_length} tokens, one canvas, not {len(ids)}"
             )
         return ids
@@ -238,7 +238,7 @@ class Session:
         initial = self._canvas_ids(np.asarray(noise.initial), "initial")
         shape = (len(candidates), self._info.canvas_length)
         if candidates.shape != shape or renoise.shape != shape:
-            raise ValueError(
+            raise OptionValueError(
                 f"candidates and renoise must both have shape (n_steps, {self._info.canvas_length})"
             )
         c = ffi.new("dg_noise *")

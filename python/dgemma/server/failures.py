@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 
 from starlette.exceptions import HTTPException
 
-from ..errors import CancelledError, ContextLengthError, Error, ResponseFormatError
+from ..errors import (
+    CancelledError,
+    ChatTemplateError,
+    ContextLengthError,
+    Error,
+    OptionError,
+    ResponseFormatError,
+)
 from .engine import JsonObject, QueueFullError
 
 log = logging.getLogger("dgemma.server")
@@ -67,7 +74,11 @@ class Failure:
 
 
 def failure(problem: BaseException) -> Failure:
-    """What an exception means to the client. What nobody expected is logged under an id."""
+    """What an exception means to the client. What nobody expected is logged under an id.
+
+    A request is to blame where something has looked at it and said so: with an OptionError, and not
+    with any ValueError or TypeError, which would as well be a bug of ours.
+    """
     message = str(problem)
     param, code = getattr(problem, "param", None), getattr(problem, "code", None)
     if isinstance(problem, ContextLengthError):
@@ -93,7 +104,7 @@ def failure(problem: BaseException) -> Failure:
         return Failure(422, "response_format_error", message, "response_format_failed")
     if isinstance(problem, CancelledError):
         return Failure(503, "cancelled_error", message, "cancelled", headers={"Retry-After": "2"})
-    if isinstance(problem, ValueError | TypeError):
+    if isinstance(problem, OptionError | ChatTemplateError):
         return Failure(400, "invalid_request_error", message, code or "invalid_value", param)
     if isinstance(problem, HTTPException):
         known = _CODES.get(problem.status_code, "invalid_request")

@@ -48,6 +48,7 @@ def chat_options(
         fields["tool_choice"] = tool_choice(fields["tool_choice"])
     effort = fields.pop("reasoning_effort", None)
     template = fields.get("chat_template_kwargs")
+    thinking(template)  # an object, where it is given
     if effort is not None and "enable_thinking" not in (template or {}):
         fields.setdefault("enable_thinking", effort not in _NO_THINKING)
     return _accepted(fields, ChatOptions, "messages", notes, strict)
@@ -56,6 +57,17 @@ def chat_options(
 def completion_options(given: Mapping[str, Any], *, strict: bool) -> dict[str, Any]:
     """The arguments of `Completion`, `prompt` included, of the fields of a request."""
     return _accepted(_plain(given), CompletionOptions, "prompt", [], strict)
+
+
+def thinking(template: Any) -> bool:
+    """Whether the fields for the template ask for a thought."""
+    if template is not None and not isinstance(template, Mapping):
+        raise BadRequestError(
+            "chat_template_kwargs must be an object",
+            param="chat_template_kwargs",
+            code="invalid_type",
+        )
+    return bool((template or {}).get("enable_thinking", False))
 
 
 def _plain(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from ..dialects.messages import MessageWriter, chat_fields, error_form
 from ..engine import Ask, JsonObject, Opened
 from ..failures import failure
 from ..front import Front, Json, client_of, closing, route, warned
-from ..requests import chat_options
+from ..requests import chat_options, thinking
 from ..schemas import CountRequest, MessagesRequest
 from ..streaming import event, stream
 
@@ -54,9 +54,10 @@ async def count(front: Front, request: Request) -> JsonObject:
     """How many tokens a conversation has."""
     body = (await front.read(request, CountRequest)).given()
     options = chat_options(chat_fields(body), strict=False)
-    thinking = (options.get("chat_template_kwargs") or {}).get("enable_thinking", False)
     n_tokens = await front.engine.count(
-        options["messages"], tools=options.get("tools"), enable_thinking=bool(thinking)
+        options["messages"],
+        tools=options.get("tools"),
+        enable_thinking=thinking(options.get("chat_template_kwargs")),
     )
     return {"input_tokens": n_tokens}
 

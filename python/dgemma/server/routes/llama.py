@@ -13,7 +13,7 @@ from ..body import encode_ids
 from ..engine import Ask, JsonObject, Opened
 from ..failures import BadRequestError, failure
 from ..front import Front, Json, client_of, closing, route, warned
-from ..requests import completion_options
+from ..requests import completion_options, thinking
 from ..schemas import (
     DetokenizeRequest,
     InfillRequest,
@@ -171,8 +171,9 @@ async def detokenize(front: Front, request: Request) -> dict[str, str]:
 async def apply_template(front: Front, request: Request) -> dict[str, str]:
     """The prompt for a conversation."""
     asked = await front.read(request, TemplateRequest)
-    thinking = (asked.chat_template_kwargs or {}).get("enable_thinking", False)
     prompt = await front.engine.render(
-        asked.messages, tools=asked.tools, enable_thinking=bool(thinking)
+        asked.messages,
+        tools=asked.tools,
+        enable_thinking=thinking(asked.chat_template_kwargs),
     )
     return {"prompt": prompt}
