@@ -15,12 +15,16 @@ BOM = b"\xef\xbb\xbf"
 
 def check_regular(path: Path) -> None:
     """ConvertError where `path` is a link that leads nowhere, or no regular file."""
-    if path.is_symlink() and not path.exists():
-        raise ConvertError(
-            f"{path}: is a link to {os.readlink(path)}, which is not there; download the file again"
-        )
-    if path.exists() and not path.is_file():
-        raise ConvertError(f"{path}: not a regular file")
+    try:
+        if path.is_symlink() and not path.exists():
+            raise ConvertError(
+                f"{path}: is a link to {os.readlink(path)}, which is not there; download the file "
+                "again"
+            )
+        if path.exists() and not path.is_file():
+            raise ConvertError(f"{path}: not a regular file")
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        raise from_os_error(error, "looking for it") from error
 
 
 def is_there(path: Path) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 import tokenizers
 
-from .errors import ModelFileError
+from .errors import ModelFileError, OptionValueError
 from .marks import MarkedText, delimiters, spelled_with, translated
 
 # Token types, as GGUF numbers them.
@@ -41,6 +41,8 @@ class Tokenizer:
             raise ModelFileError(f"tokenizer.ggml.model is {model!r}: expected 'gemma4'")
         self.tokens: list[str] = _key(keys, "tokens", list)
         self._types: list[int] = _key(keys, "token_type", list)
+        _check_all(self.tokens, "tokens", str)
+        _check_all(self._types, "token_type", int)
         if len(self._types) != len(self.tokens):
             raise ModelFileError(
                 f"tokenizer.ggml.token_type has {len(self._types)} entries, "
@@ -50,8 +52,10 @@ class Tokenizer:
         self._bpe = _bpe(self._ids, _key(keys, "merges", list))
         self._bytes: dict[int, bytes] = {}
         self.bos: int | None = keys.get("tokenizer.ggml.bos_token_id")
-        if self.bos is not None and not 0 <= self.bos < len(self.tokens):
-            raise ModelFileError(f"tokenizer.ggml.bos_token_id {self.bos} names no token")
+        if self.bos is not None and not (
+            isinstance(self.bos, int) and 0 <= self.bos < len(self.tokens)
+        ):
+            raise ModelFileError(f"tokenizer.ggml.bos_token_id {self.bos!r} names no token")
         self.add_bos = self.bos is not None and keys.get("tokenizer.ggml.add_bos_token", True)
         written = self._of_type(USER_DEFINED)
         control = self._of_type(CONTROL)
@@ -82,7 +86,7 @@ class Tokenizer:
         try:
             text.encode()
         except UnicodeEncodeError as problem:
-            raise ValueError(
+            raise OptionValueError(
                 f"the text has half a surrogate pair at position {problem.start}: it is no Unicode"
             ) from None
         if special and isinstance(text, MarkedText):
@@ -137,7 +141,7 @@ class Tokenizer:
     def token_bytes(self, id: int, *, special: bool = False) -> bytes:
         """The bytes that a token stands for; nothing for control tokens unless `special`."""
         if not 0 <= id < len(self.tokens):
-            raise ValueError(f"token id {id} is outside the vocabulary of {len(self.tokens)}")
+            raise OptionValueError(f"token id {id} is outside the vocabulary of {len(self.tokens)}")
         token, type = self.tokens[id], self._types[id]
         if type == BYTE and (found := _BYTE.match(token)):
             return bytes([int(found[1], 16)])
@@ -201,7 +205,13 @@ def _key(keys: Mapping[str, Any], name: str, kind: type[Any]) -> Any:
     return value
 
 
+def _check_all(values: list[Any], name: str, kind: type[Any]) -> None:
+    if not {*map(type, values)} <= {kind}:
+        raise ModelFileError(f"tokenizer.ggml.{name} has entries that are no {kind.__name__}")
+
+
 def _bpe(ids: dict[str, int], lines: list[str]) -> tokenizers.Tokenizer:
+    _check_all(lines, "merges", str)
     merges = [tuple(line.split(" ")) for line in lines]
     try:
         model = tokenizers.models.BPE(
@@ -212,7 +222,8 @@ def _bpe(ids: dict[str, int], lines: list[str]) -> tokenizers.Tokenizer:
             fuse_unk=True,
         )
     except Exception as problem:  # the library raises its errors as plain Exception
-        raise ModelFileError(f"tokenizer.ggml.merges do not fit the tokens: {problem}") from problem
+        told = " ".join(str(problem).split())
+        raise ModelFileError(f"tokenizer.ggml.merges do not fit the tokens: {told}") from problem
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.normalizer = tokenizers.normalizers.Replace(" ", "▁")
     return tokenizer

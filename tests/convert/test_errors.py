@@ -114,6 +114,13 @@ def test_missing_shard(source: Path, out: Path) -> None:
     fails(source, out, f"tensor {Q_PROJ} is in two shards, .* and differs")
 
 
+def test_index_with_a_name_that_no_file_can_have(source: Path, out: Path) -> None:
+    (source / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "a" * 300}})
+    )
+    fails(source, out, "File name too long")
+
+
 def test_file_cut_short(source: Path, out: Path) -> None:
     path = source / "model.safetensors"
     content = path.read_bytes()

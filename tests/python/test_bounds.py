@@ -94,6 +94,12 @@ def test_nesting_is_bounded(key: str, n: int) -> None:
         assert n == 40
 
 
+@pytest.mark.parametrize("required", [[["a"]], [{"a": 1}], [None], "a", {"a": 1}, [1, "a"]])
+def test_odd_names_of_what_is_required_are_left_out(required: Any) -> None:
+    schema = {"type": "object", "properties": {"a": {}}, "required": required}
+    assert call_form([{"function": {"name": "f", "parameters": schema}}], named=True)
+
+
 ODD_SCHEMAS: dict[str, Any] = {
     "a deep expression": {"type": "string", "pattern": "(" * 500 + "a" + ")" * 500},
     "a deeper expression": {"type": "string", "pattern": "(" * 100_000 + "a" + ")" * 100_000},

@@ -43,6 +43,23 @@ def gemma(gemma4: Path) -> Tokenizer:
         return Tokenizer(file.keys)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("tokens", [1] * (len(SPECIAL) + 256 + len(WORDS))),
+        ("token_type", ["1"] * (len(SPECIAL) + 256 + len(WORDS))),
+        ("merges", [1, 2]),
+        ("merges", ["a"]),
+        ("bos_token_id", 1.5),
+        ("bos_token_id", "<bos>"),
+    ],
+)
+def test_keys_of_other_types_are_refused_in_one_line(name: str, value: Any) -> None:
+    with pytest.raises(dgemma.ModelFileError, match=f"tokenizer.ggml.{name}") as refused:
+        Tokenizer(small_keys(**{name: value}))
+    assert "\n" not in str(refused.value)
+
+
 def test_public_cases(gemma: Tokenizer, gemma4: Path) -> None:
     texts = (gemma4 / "vectors.inp").read_bytes().decode().split("\n__ggml_vocab_test__\n")
     lines = (gemma4 / "vectors.out").read_text().splitlines()

@@ -101,8 +101,8 @@ class _Arguments:
         if len(self.rules) > _MAX_RULES:
             return "pairs?"
         required = schema.get("required")
-        needed = {name for name in required or () if name in properties} if isinstance(
-            required, list) else set()  # fmt: skip
+        given = required if isinstance(required, list | tuple) else ()
+        needed = {name for name in given if isinstance(name, str) and name in properties}
         values = {str(name): self._value(value) for name, value in properties.items()}
         names = sorted(values, key=lambda name: (name.lower(), name))
         made: dict[tuple[tuple[str, ...], bool], str] = {}
