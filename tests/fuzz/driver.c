@@ -9,7 +9,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-int LLVMFuzzerTestOneInput(const uint8_t *input, size_t n_bytes);
+#include "target.h"
+
+#pragma weak LLVMFuzzerCustomMutator /* some targets have one */
 
 enum { MAX_SEEDS = 1024, MAX_BYTES = 1 << 20 };
 
@@ -59,8 +61,8 @@ static void load(const char *path) {
     free(entries);
 }
 
-/* Changes up to five places in `bytes`, which has room for MAX_BYTES; returns the new length. */
-static size_t change(uint8_t *bytes, size_t n_bytes) {
+/* Changes up to five places in `bytes`, which has room for `max_bytes`; returns the new length. */
+size_t LLVMFuzzerMutate(uint8_t *bytes, size_t n_bytes, size_t max_bytes) {
     static const uint64_t extremes[] = {0,
                                         1,
                                         31,
@@ -87,7 +89,7 @@ static size_t change(uint8_t *bytes, size_t n_bytes) {
             if (at + width <= n_bytes) memcpy(bytes + at, &extremes[below(sizeof extremes / 8)], width);
             break;
         case 3: /* doubles a stretch */
-            if (at + length <= n_bytes && n_bytes + length <= MAX_BYTES) {
+            if (at + length <= n_bytes && n_bytes + length <= max_bytes) {
                 memmove(bytes + at + length, bytes + at, n_bytes - at);
                 n_bytes += length;
             }
@@ -123,7 +125,9 @@ int main(int argc, char **argv) {
         const seed_input *seed = &seeds[below((uint64_t)n_seeds)];
         static uint8_t changed[MAX_BYTES];
         memcpy(changed, seed->bytes, seed->n_bytes);
-        size_t n_bytes = change(changed, seed->n_bytes);
+        size_t n_bytes = LLVMFuzzerCustomMutator == NULL
+                             ? LLVMFuzzerMutate(changed, seed->n_bytes, MAX_BYTES)
+                             : LLVMFuzzerCustomMutator(changed, seed->n_bytes, MAX_BYTES, (unsigned)below(UINT32_MAX));
         /* A copy of exactly that length, so that the sanitizers see a read behind it. */
         uint8_t *input = malloc(n_bytes + 1);
         if (input == NULL) return 2;

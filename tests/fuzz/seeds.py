@@ -5,6 +5,7 @@ python tests/fuzz/seeds.py
 
 from __future__ import annotations
 
+import struct
 import sys
 import tempfile
 from pathlib import Path
@@ -109,6 +110,65 @@ def model_seeds() -> dict[str, bytes]:
     return seeds
 
 
+def rows_seeds() -> dict[str, bytes]:
+    """A block or two of each type: fuzz_rows.c has their order."""
+    block_bytes = (
+        4,
+        2,
+        2,
+        18,
+        20,
+        22,
+        24,
+        34,
+        84,
+        110,
+        144,
+        176,
+        210,
+        66,
+        74,
+        98,
+        18,
+        110,
+        82,
+        136,
+        36,
+    )
+    return {
+        f"type{i}": bytes([i]) + bytes((7 * j + i) % 256 for j in range(n + n // 2))
+        for i, n in enumerate(block_bytes)
+    }
+
+
+SAMPLING = struct.pack("<i3fif", 48, 0.5, 0.8, 0.1, 3, 0.3)
+
+
+def canvas_seeds() -> dict[str, bytes]:
+    """Parameters that are good, and a canvas of which half is pinned."""
+    numbers = struct.pack("<13i", 0, 1, 2, 3, 4, -1, 5, -1, 6, 1, 2, 3, 4)
+    pins, entropies = bytes([255, 5] * 12), struct.pack("<24f", *(i / 8 for i in range(24)))
+    return {
+        "params": b"\0\7" + SAMPLING + numbers + numbers[:16] + struct.pack("<i", 1),
+        "settle": b"\1\x17"
+        + struct.pack("<Q", 1)
+        + SAMPLING
+        + struct.pack("<i", 2)
+        + pins
+        + entropies,
+    }
+
+
+def options_seeds() -> dict[str, bytes]:
+    """A session's parameters, whole and of an older header, and a GPU that has room or has not."""
+    params = struct.pack("<Q5ifi", 40, 0, 8, 1, 1, 1, 1e-6, 4)
+    return {
+        "whole": b"\1" + params + struct.pack("<Qiii", 2**33, -1, 0, 60),
+        "little_room": b"\1" + params + struct.pack("<Qiii", 2**28 + 2**25, -1, 1, 60),
+        "older": b"\4" + params + struct.pack("<Qiii", 0, 1, 1, 1),
+    }
+
+
 def write(folder: Path, seeds: dict[str, bytes]) -> None:
     """Writes each seed to a file of its name."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -121,3 +181,6 @@ if __name__ == "__main__":
     write(HERE / "corpus" / "gguf", gguf_seeds())
     write(HERE / "corpus" / "session", session_seeds())
     write(HERE / "corpus" / "model", model_seeds())
+    write(HERE / "corpus" / "rows", rows_seeds())
+    write(HERE / "corpus" / "canvas", canvas_seeds())
+    write(HERE / "corpus" / "options", options_seeds())

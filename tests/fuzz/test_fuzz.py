@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import struct
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +23,17 @@ from dgemma_convert.safetensors_file import SafetensorsFile
 from support import small_model
 from support.build import ROOT, kernel_tests
 
-RUNS = {"gguf": 1500, "session": 1500, "model": 400}
+RUNS = {
+    "gguf": 1500, "header": 3000, "session": 1500, "model": 400,
+    "rows": 3000, "canvas": 3000, "options": 3000,
+}  # fmt: skip
+CORPUS = {"header": "gguf"}
+# Of fuzz_python.py.
+PYTHON_RUNS = {
+    "safetensors": 800, "index": 400, "config": 400, "vocabulary": 150, "importance": 800,
+    "keys": 800, "calls": 800, "body": 800, "messages": 800, "request": 400,
+    "options": 800, "tools": 800, "schema": 800, "batch": 800,
+}  # fmt: skip
 DAMAGED = 500
 
 
@@ -36,7 +47,7 @@ def targets() -> Path:
 @pytest.mark.parametrize("name", RUNS)
 def test_target(targets: Path, name: str, tmp_path: Path) -> None:
     model = small_model.write(tmp_path / "model.gguf")
-    corpus = ROOT / "tests" / "fuzz" / "corpus" / name
+    corpus = ROOT / "tests" / "fuzz" / "corpus" / CORPUS.get(name, name)
     done = subprocess.run(
         [targets / f"fuzz_{name}", f"-runs={RUNS[name]}", "-seed=1", corpus],
         env={**os.environ, "DGEMMA_FUZZ_MODEL": str(model)},
@@ -47,6 +58,21 @@ def test_target(targets: Path, name: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     print(done.stdout)
     assert f"{RUNS[name]} changed inputs" in done.stdout
+
+
+@pytest.mark.parametrize("name", PYTHON_RUNS)
+def test_python_target(name: str) -> None:
+    """Of seeds, and of changes to them and to what was accepted of these."""
+    runs = PYTHON_RUNS[name]
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests/fuzz/fuzz_python.py", name, "-driver", f"-runs={runs}"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    print(done.stdout)
+    assert f"{runs} changed inputs" in done.stdout
 
 
 # ---- Parsers in Python ---------------------------------------------------------------------------
