@@ -6,9 +6,9 @@
 #include <signal.h>
 #include <stddef.h>
 
-/* The only mutable globals of the library. A process has one handler for a signal, so who installs one must remember
- * the one before, and how many calls still need it; and a handler learns nothing but the thread it runs in, so each
- * thread must say what it reads. */
+/* The only mutable globals of the library. A process has one handler for a signal: they remember the handler before
+ * ours, and how many calls still need ours. A handler learns nothing but the thread it runs in: each thread says in
+ * `current` what it reads. */
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER; /* guards the next three where they are written */
 static int n_calls;                                       /* that need the handler */
 static bool in_place;           /* ours is the process's handler, or beneath one that was installed later */

@@ -1,7 +1,8 @@
-/* Weights on huge pages, where the system has them: a processor remembers the addresses of few pages, and to look one
- * up takes longer than to read what lies there. Asking is all that can be done; refusals go unnoticed. (A session's
- * scratch and cache stay on ordinary ones: a step gains 2 %, but to find whole huge pages in a full memory takes a
- * second.) */
+/* Weights on huge pages, where the system has them. A processor remembers the addresses of few pages, and looking one
+ * up takes longer than reading what lies there. The system can only be asked, and its refusal goes unnoticed.
+ *
+ * A session's scratch and cache stay on ordinary pages: huge ones save 2 % of a step, but the system needs a second to
+ * find them in a full memory. */
 #ifndef DG_PAGES_H
 #define DG_PAGES_H
 

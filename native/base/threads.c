@@ -2,9 +2,9 @@
  * pass, then sleep on a condition variable, so that an idle session costs nothing. The caller waits for the last pieces
  * in the same way.
  *
- * A call waits for its pieces, not for its workers: one that the machine has no time for is done without. So `ticket`
- * holds both the call's number and the next piece, and a piece is taken by advancing it: a worker that wakes up late
- * finds another number and cannot take a piece of a call that it has not read. */
+ * A call waits for its pieces, not for its workers: a worker that the machine has no time for is done without.
+ * `ticket` holds the call's number and its next piece, and a worker takes a piece by advancing it. A worker that wakes
+ * up late finds another number, so it cannot take a piece of a call that it has not read. */
 #define _GNU_SOURCE
 #include "base/threads.h"
 

@@ -112,9 +112,9 @@ typedef struct dg_features {
     int64_t matrix, first;
 } dg_features;
 
-/* Has panel->prefetch point to a part of the features from `f` on, at most one panel of them: the part that the strip
- * is of its own panel, so that with the last strip all will have been fetched. `f` has as many columns as the panel's
- * weight, or no weight: then there is nothing to fetch. */
+/* Sets panel->prefetch to the strip's share of the next panel, whose features begin at `f`: with the last strip of this
+ * panel, all of the next one has been fetched. `f` has as many columns as the panel's weight, or no weight: then
+ * nothing is fetched. */
 void dg_prefetch(dg_panel *panel, const dg_features *f, int32_t lanes);
 
 /* out (rows->n, n; stride out_stride) = rows · (n features)ᵀ, on the calling thread. `next`: what this thread will

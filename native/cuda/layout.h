@@ -124,16 +124,16 @@ typedef struct dg_cuda_moe_scratch {
 
 /* Of one token's distribution softmax(z). */
 typedef struct dg_cuda_head_row {
-    float maximum;     /* of z */
-    float denominator; /* Σ exp(z − maximum) */
-    int32_t tile;      /* the vocabulary block of the draw */
-    float remainder;   /* what of the draw's running sum, in units of the denominator, falls into that tile */
-    int32_t n_looks;   /* blocks that the soft embedding looks into; −1: all, densely */
+    float maximum;       /* of z */
+    float denominator;   /* Σ exp(z − maximum) */
+    int32_t vocab_block; /* of the draw */
+    float remainder;     /* what of the draw's running sum, in units of the denominator, falls into that block */
+    int32_t n_looks;     /* blocks that the soft embedding looks into; −1: all, densely */
     int32_t looks[DG_CUDA_MAX_LOOKS];
 } dg_cuda_head_row;
 
 typedef struct dg_cuda_head_scratch {
-    float *statistics;      /* (n, n_tiles, 4): of each vocabulary block; see head.cu. In the place of `chunk` */
+    float *statistics;      /* (n, n_vocab_blocks, 4): see head.cu. In the place of `chunk` */
     dg_cuda_head_row *rows; /* (n) */
     float *look_weights;    /* (n, DG_CUDA_MAX_LOOKS, DG_CUDA_VOCABULARY_BLOCK) probabilities */
     int32_t *any_dense;     /* (n / DG_CUDA_SOFT_TOKENS) whether a token of the block needs the dense form */

@@ -128,7 +128,7 @@ struct dg_backend_ops {
      * host's shows what has become of it, so it must stay where it is. */
     void (*begin_canvas)(dg_backend *backend, dg_canvas *host_canvas);
 
-    /* The head and the decision of one step of the canvas under way. In tiles over the vocabulary: z = logits(x) /
+    /* The head and the decision of one step of the canvas under way. In vocabulary blocks: z = logits(x) /
      * temperature; per row its argmax, its entropy, the draw (the first token at which the running sum of softmax(z) in
      * token order exceeds dg_candidate_uniform), and soft (n, n_embd) = softmax(z) E · √n_embd unless NULL. Then all
      * that dg_canvas_settle does. x (canvas_length, n_embd) */

@@ -40,7 +40,8 @@ dg_status dg_forward_encode(dg_forward *f, dg_kv_cache *cache, const int32_t *to
 
 dg_status dg_forward_decode(dg_forward *f, const dg_kv_cache *cache, const int32_t *tokens, bool conditioned,
                             dg_error *error) {
-    /* The cache itself is only read: of it, a decoding pass writes the canvas's own keys and values. */
+    /* The tokens' keys and values are only read. A decoding pass writes those of the canvas, which the cache also has.
+     */
     const dg_pass p = {.cache = (dg_kv_cache *)cache, .n = f->model->canvas_length, .position = cache->n_past};
     dg_embed(f, &p, tokens);
     dg_self_condition(f, &p, conditioned);

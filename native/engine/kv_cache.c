@@ -13,8 +13,8 @@ static uint64_t align_up(uint64_t n) { return (n + ALIGNMENT - 1) / ALIGNMENT * 
 static int32_t min_i32(int32_t a, int32_t b) { return a < b ? a : b; }
 static int32_t max_i32(int32_t a, int32_t b) { return a > b ? a : b; }
 
-/* A batch is written before its first token looks back, so a ring holds one window and one batch; and what is taken
- * back must not have been overwritten. */
+/* A batch is written before its first token looks back, so a ring holds a window and a batch. It holds n_rewind tokens
+ * more, so that what is taken back has not been overwritten. */
 static int64_t slots(const dg_model *model, const dg_layer *layer, const dg_kv_plan *plan) {
     if (!layer->sliding) return plan->n_ctx;
     int64_t ring = (int64_t)model->sliding_window - 1 + plan->n_batch + plan->n_rewind;

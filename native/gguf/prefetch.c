@@ -1,9 +1,9 @@
 /* Reads the mapped shards from front to back on a thread of its own; the first call that needs them waits for it.
  *
  * A file that is in the page cache is mapped in bulk this way (14 GB in 0.2 s), where every touch would be a fault of
- * its own. One that is not comes from the disk in order, rather than in the order in which kernels touch pages
- * (bench/results/loading.md has what was measured, which is not conclusive).
- * MADV_WILLNEED for a whole file does nothing of the kind: Linux reads one read-ahead window and stops. */
+ * its own. A file that is not comes from the disk in order, and not in the order in which kernels touch pages; what
+ * that gains is in bench/results/loading.md, and not conclusive. MADV_WILLNEED for a whole file does not do this: Linux
+ * reads one read-ahead window and stops. */
 #define _DEFAULT_SOURCE /* madvise */
 #include "gguf/prefetch.h"
 

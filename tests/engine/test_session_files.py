@@ -6,13 +6,13 @@ import fcntl
 import os
 import struct
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import dgemma
 from dgemma import FileAccessError, ModelFileError
+from support import small_model
 from support.engine import open_model
 
 PROMPT = list(range(3, 40))
@@ -32,8 +32,14 @@ def with_checksum(data: bytes) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def llm(gguf_file: Callable[..., Path]) -> dgemma.DiffusionGemma:
-    return open_model(gguf_file("small"))
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that is made without PyTorch, so that these tests run under sanitizers too."""
+    return small_model.write(tmp_path_factory.mktemp("session-files") / "small.gguf")
+
+
+@pytest.fixture(scope="module")
+def llm(small: Path) -> dgemma.DiffusionGemma:
+    return open_model(small)
 
 
 def hidden(path: Path, digits: str = "0123456789abcdef") -> Path:
@@ -105,11 +111,11 @@ def test_leftovers_of_killed_writers_are_removed_and_no_others(
 
 
 def test_a_killed_writer_leaves_the_older_file_and_nothing_for_long(
-    gguf_file: Callable[..., Path], tmp_path: Path
+    small: Path, tmp_path: Path
 ) -> None:
     """A child is killed in the middle of saving, by a signal from a thread of its own."""
     path = tmp_path / "session"
-    with open_model(gguf_file("small")) as model, model.session() as session:
+    with open_model(small) as model, model.session() as session:
         session.prefill(PROMPT)
         session.save(path)
         older = path.read_bytes()
@@ -168,10 +174,10 @@ NOT_FINITE = {
 
 @pytest.mark.parametrize("kind", NOT_FINITE)
 def test_a_cache_with_numbers_that_are_not_finite_is_refused(
-    kind: str, gguf_file: Callable[..., Path], tmp_path: Path
+    kind: str, small: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "session"
-    with open_model(gguf_file("small"), type_k=kind, type_v=kind) as model:
+    with open_model(small, type_k=kind, type_v=kind) as model:
         with model.session() as session:
             session.prefill(PROMPT)
             session.save(path)

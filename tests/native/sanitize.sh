@@ -24,6 +24,7 @@ export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:allocator_may_return_null=1
 export UBSAN_OPTIONS=print_stacktrace=1
 export PYTHONPATH="$site" PYTHONDONTWRITEBYTECODE=1
 if [ $# -eq 0 ]; then
-    set -- tests/engine/test_gguf_reader.py tests/engine/test_hostile_files.py tests/engine/test_hostile_shards.py tests/quant/test_quant.py tests/python/test_api.py
+    set -- tests/engine/test_{gguf_reader,hostile_files,hostile_shards,session_files}.py \
+        tests/quant/test_{quant,arguments}.py tests/python/test_api.py
 fi
 exec "$bin/python" -m pytest -q -p no:cacheprovider "$@"

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 import dgemma
-from support.checkpoints import CALM, SPECS
 
 
 def open_model(path: Path, **options: Any) -> dgemma.DiffusionGemma:
@@ -23,6 +22,8 @@ def random_tokens(
     name: str, n_prompt: int, n_canvases: int = 3, seed: int = 0
 ) -> tuple[list[int], list[list[int]]]:
     """A prompt and canvases for the model of spec `name`."""
+    from support.checkpoints import CALM, SPECS  # which needs PyTorch
+
     spec = {**SPECS, **CALM}[name]
     rng = np.random.default_rng(seed)
     prompt = rng.integers(0, spec.vocab, n_prompt).tolist()

@@ -100,7 +100,7 @@ static void softcap(float *z, int64_t n, float cap, float temperature) {
     if (left > 0) vf_store_part(z + i, capped(vf_load_part(z + i, left), &c), left);
 }
 
-static void head_statistics(const float *z, int32_t n, int32_t first_token, dg_block_statistics *tile) {
+static void head_statistics(const float *z, int32_t n, int32_t first_token, dg_block_statistics *block) {
     const float max = largest(z, n);
     const vf maxima = vf_set(max);
     vf sum = vf_set(0), weighted = vf_set(0);
@@ -117,7 +117,7 @@ static void head_statistics(const float *z, int32_t n, int32_t first_token, dg_b
         sums[0] += e;
         sums[1] += e * below;
     }
-    *tile = (dg_block_statistics){max, sums[0], sums[1], first_token + argmax};
+    *block = (dg_block_statistics){max, sums[0], sums[1], first_token + argmax};
 }
 
 /* ---- Rows of the cache --------------------------------------------------------------------------------------- */

@@ -17,14 +17,14 @@ __global__ void __launch_bounds__(DenseProduct<F>::kThreads, kDenseBlocks<F>) st
     KernelOrder launch_order;
     using P = DenseProduct<F>;
     static_assert(P::kBlockRowTiles * kTileRows == kVocabularyBlock, "");
-    const int tile = (int)blockIdx.y, token0 = (int)blockIdx.x * P::kBlockTokens;
+    const int vocab_block = (int)blockIdx.y, token0 = (int)blockIdx.x * P::kBlockTokens;
     const int n_tokens = min(p.n - token0, P::kBlockTokens);
     typename P::Accumulators z;
-    head_logits<P>(z, p, tile * P::kBlockRowTiles, n_tokens, ConsecutiveRows{token0});
+    head_logits<P>(z, p, vocab_block * P::kBlockRowTiles, n_tokens, ConsecutiveRows{token0});
 
     /* A token's 64 values are held by the eight lanes of one t in both warps of rows. */
     float4 *halves = shared_memory<float4>(); /* (kBlockTokens) of the second warp of rows */
-    const int lane = (int)threadIdx.x % 32, row0 = tile * kVocabularyBlock + P::row_warp() * 32 + lane / 4;
+    const int lane = (int)threadIdx.x % 32, row0 = vocab_block * kVocabularyBlock + P::row_warp() * 32 + lane / 4;
     float4 mine[8][2];
 #pragma unroll
     for (int n = 0; n < 8; n++)
@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(DenseProduct<F>::kThreads, kDenseBlocks<F>) st
         }
     __syncthreads();
     if (P::row_warp() == 1 || lane >= 4) return;
-    const int64_t n_tiles = gridDim.y;
+    const int64_t n_vocab_blocks = gridDim.y;
 #pragma unroll
     for (int n = 0; n < 8; n++)
 #pragma unroll
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(DenseProduct<F>::kThreads, kDenseBlocks<F>) st
             } else {
                 a.y += b.y; /* nothing, or a NaN to be carried on */
             }
-            reinterpret_cast<float4 *>(p.scratch.statistics)[(token0 + token) * n_tiles + tile] = a;
+            reinterpret_cast<float4 *>(p.scratch.statistics)[(token0 + token) * n_vocab_blocks + vocab_block] = a;
         }
 }
 
@@ -94,14 +94,14 @@ __global__ void __launch_bounds__(DenseProduct<F>::kThreads, kDenseBlocks<F>) st
 constexpr int kDrawThreads = 256;
 constexpr int kBisections = 14;
 
-/* Finds the smallest set of tiles whose complement has at most `allowed` of the probability. */
-__device__ void choose_looks(const HeadParams &p, HeadRow *row, const float *shares, int n_tiles, int begin, int end,
-                             float allowed, float *sums, int *counts) {
-    /* Tiles with a share below a threshold are dropped; the threshold is found by bisection of its logarithm. */
+/* Finds the smallest set of vocabulary blocks whose complement has at most `allowed` of the probability. */
+__device__ void choose_looks(const HeadParams &p, HeadRow *row, const float *shares, int n_vocab_blocks, int begin,
+                             int end, float allowed, float *sums, int *counts) {
+    /* Blocks with a share below a threshold are dropped; the threshold is found by bisection of its logarithm. */
     float low = -100, high = 0;
     for (int step = 0; step < kBisections; step++) {
         float middle = 0.5f * (low + high), threshold = exp2f(middle), dropped = 0;
-        for (int i = (int)threadIdx.x; i < n_tiles; i += kDrawThreads)
+        for (int i = (int)threadIdx.x; i < n_vocab_blocks; i += kDrawThreads)
             dropped += shares[i] < threshold ? shares[i] : 0.0f;
         if (block_sum(dropped, sums) <= allowed)
             low = middle;
@@ -127,20 +127,20 @@ __device__ void choose_looks(const HeadParams &p, HeadRow *row, const float *sha
     }
 }
 
-/* A block for each position. Sums over tiles are in float64 and in the order of the vocabulary. */
-__global__ void __launch_bounds__(kDrawThreads) draw_kernel(HeadParams p, int n_tiles, bool soft) {
+/* A block for each position. Sums over vocabulary blocks are in float64 and in the order of the vocabulary. */
+__global__ void __launch_bounds__(kDrawThreads) draw_kernel(HeadParams p, int n_vocab_blocks, bool soft) {
     KernelOrder launch_order;
-    double *sums = shared_memory<double>();                             /* (kDrawThreads) of each thread's tiles */
-    double *weighted = sums + kDrawThreads;                             /* (kDrawThreads) */
+    double *sums = shared_memory<double>(); /* (kDrawThreads) of each thread's vocabulary blocks */
+    double *weighted = sums + kDrawThreads; /* (kDrawThreads) */
     float *reduce = reinterpret_cast<float *>(weighted + kDrawThreads); /* (32) */
     int *wheres = reinterpret_cast<int *>(reduce + 32);                 /* (kDrawThreads) */
     float *largests = reinterpret_cast<float *>(wheres + kDrawThreads); /* (kDrawThreads) */
-    float *shares = largests + kDrawThreads;                            /* (n_tiles) */
+    float *shares = largests + kDrawThreads;                            /* (n_vocab_blocks) */
     const int token = (int)blockIdx.x, thread = (int)threadIdx.x;
-    const float4 *statistics = reinterpret_cast<const float4 *>(p.scratch.statistics) + (int64_t)token * n_tiles;
+    const float4 *statistics = reinterpret_cast<const float4 *>(p.scratch.statistics) + (int64_t)token * n_vocab_blocks;
     HeadRow *row = p.scratch.rows + token;
-    const int per_thread = (n_tiles + kDrawThreads - 1) / kDrawThreads;
-    const int begin = min(thread * per_thread, n_tiles), end = min(begin + per_thread, n_tiles);
+    const int per_thread = (n_vocab_blocks + kDrawThreads - 1) / kDrawThreads;
+    const int begin = min(thread * per_thread, n_vocab_blocks), end = min(begin + per_thread, n_vocab_blocks);
 
     float maximum = -INFINITY;
     int where = 0;
@@ -186,28 +186,28 @@ __global__ void __launch_bounds__(kDrawThreads) draw_kernel(HeadParams p, int n_
         const double target = (double)uniform * denominator;
         double before = 0;
         int part = 0;
-        while (part + 1 < kDrawThreads && before + sums[part] <= target && (part + 1) * per_thread < n_tiles)
+        while (part + 1 < kDrawThreads && before + sums[part] <= target && (part + 1) * per_thread < n_vocab_blocks)
             before += sums[part++];
-        int tile = part * per_thread;
-        const int last = min(tile + per_thread, n_tiles) - 1;
-        while (tile < last && before + shares[tile] <= target) before += shares[tile++];
-        row->tile = tile;
+        int vocab_block = part * per_thread;
+        const int last = min(vocab_block + per_thread, n_vocab_blocks) - 1;
+        while (vocab_block < last && before + shares[vocab_block] <= target) before += shares[vocab_block++];
+        row->vocab_block = vocab_block;
         row->remainder = (float)(target - before);
     }
     if (!soft) return;
     __syncthreads();
     for (int i = begin; i < end; i++) shares[i] = (float)(shares[i] / denominator);
     __syncthreads();
-    choose_looks(p, row, shares, n_tiles, begin, end, 0.5f * p.bound, reduce, wheres);
+    choose_looks(p, row, shares, n_vocab_blocks, begin, end, 0.5f * p.bound, reduce, wheres);
 }
 
 /* ---- Second looks --------------------------------------------------------------------------------------------- */
 
 /* exp(z − maximum) of one vocabulary block for one token, into shared memory (kVocabularyBlock). */
-template <class F> __device__ float *look(const HeadParams &p, int token, int tile) {
+template <class F> __device__ float *look(const HeadParams &p, int token, int vocab_block) {
     using P = LookProduct<F>;
     typename P::Accumulators z;
-    head_logits<P>(z, p, tile * P::kBlockRowTiles, 1, ConsecutiveRows{token});
+    head_logits<P>(z, p, vocab_block * P::kBlockRowTiles, 1, ConsecutiveRows{token});
     float *weights = shared_memory<float>();
     const float maximum = p.scratch.rows[token].maximum;
     P::for_each(z, [&](int row, int column, float value) {
@@ -221,8 +221,8 @@ template <class F> __device__ float *look(const HeadParams &p, int token, int ti
 template <class F> __global__ void __launch_bounds__(LookProduct<F>::kThreads, 8) candidate_kernel(HeadParams p) {
     KernelOrder launch_order;
     const int token = (int)blockIdx.x;
-    const int tile = p.scratch.rows[token].tile;
-    const float *weights = look<F>(p, token, tile);
+    const int vocab_block = p.scratch.rows[token].vocab_block;
+    const float *weights = look<F>(p, token, vocab_block);
     if (threadIdx.x != 0) return;
     const float remainder = p.scratch.rows[token].remainder;
     double sum = 0;
@@ -233,7 +233,7 @@ template <class F> __global__ void __launch_bounds__(LookProduct<F>::kThreads, 8
         sum += weights[i];
         if (sum > remainder) break;
     }
-    p.canvas.candidates[token] = min(tile * kVocabularyBlock + chosen, p.n_vocab - 1);
+    p.canvas.candidates[token] = min(vocab_block * kVocabularyBlock + chosen, p.n_vocab - 1);
 }
 
 /* A block for each position and look. */
@@ -285,13 +285,13 @@ __global__ void __launch_bounds__(kGatherThreads) gather_kernel(HeadParams p, in
 
 template <class F>
 __global__ void __launch_bounds__(DenseProduct<F>::kThreads, kDenseBlocks<F>)
-    logits_kernel(HeadParams p, int first_tile, float *out) {
+    logits_kernel(HeadParams p, int first_vocab_block, float *out) {
     KernelOrder launch_order;
     using P = DenseProduct<F>;
-    const int tile = first_tile + (int)blockIdx.y, token0 = (int)blockIdx.x * P::kBlockTokens;
+    const int vocab_block = first_vocab_block + (int)blockIdx.y, token0 = (int)blockIdx.x * P::kBlockTokens;
     const int n_tokens = min(p.n - token0, P::kBlockTokens);
     typename P::Accumulators z;
-    head_logits<P>(z, p, tile * P::kBlockRowTiles, n_tokens, ConsecutiveRows{token0});
+    head_logits<P>(z, p, vocab_block * P::kBlockRowTiles, n_tokens, ConsecutiveRows{token0});
     P::for_each(z, [&](int row, int token, float value) {
         if (token < n_tokens)
             out[(int64_t)(token0 + token) * kLogitsChunk + (int)blockIdx.y * kVocabularyBlock + row] = value;
@@ -302,17 +302,17 @@ __global__ void __launch_bounds__(DenseProduct<F>::kThreads, kDenseBlocks<F>)
 
 void sample_head(const Queue &queue, const HeadTask &task) {
     HeadParams p = head_params(task);
-    const int n_tiles = (int)ceil_div(p.n_vocab, kVocabularyBlock);
+    const int n_vocab_blocks = (int)ceil_div(p.n_vocab, kVocabularyBlock);
     const unsigned n = (unsigned)task.n;
     cudaMemsetAsync(task.scratch.any_dense, 0, (size_t)ceil_div(task.n, kSoftTokens) * sizeof(int32_t), queue.stream);
     with_format(task.embedding.type, [&](auto format) {
         using F = decltype(format);
-        dim3 grid((unsigned)ceil_div(task.n, DenseProduct<F>::kBlockTokens), (unsigned)n_tiles);
+        dim3 grid((unsigned)ceil_div(task.n, DenseProduct<F>::kBlockTokens), (unsigned)n_vocab_blocks);
         launch(statistics_kernel<F>, grid, dim3(DenseProduct<F>::kThreads), DenseProduct<F>::kSharedBytes, queue.stream,
                p);
-        size_t bytes =
-            kDrawThreads * (2 * sizeof(double) + sizeof(int) + sizeof(float)) + (size_t)(32 + n_tiles) * sizeof(float);
-        launch(draw_kernel, dim3(n), dim3(kDrawThreads), bytes, queue.stream, p, n_tiles, task.soft != nullptr);
+        size_t bytes = kDrawThreads * (2 * sizeof(double) + sizeof(int) + sizeof(float)) +
+                       (size_t)(32 + n_vocab_blocks) * sizeof(float);
+        launch(draw_kernel, dim3(n), dim3(kDrawThreads), bytes, queue.stream, p, n_vocab_blocks, task.soft != nullptr);
         using L = LookProduct<F>;
         static_assert(L::kThreads == kVocabularyBlock && L::kSharedBytes >= kVocabularyBlock * 4, "");
         launch(candidate_kernel<F>, dim3(n), dim3(L::kThreads), L::kSharedBytes, queue.stream, p);

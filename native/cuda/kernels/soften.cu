@@ -24,15 +24,15 @@ __device__ __forceinline__ uint16_t term(float value, int i) {
 /* Weights (kTerms, n, kChunk) of one chunk. */
 template <class F>
 __global__ void __launch_bounds__(DenseProduct<F>::kThreads, kDenseBlocks<F>)
-    weights_kernel(HeadParams p, int first_tile) {
+    weights_kernel(HeadParams p, int first_vocab_block) {
     KernelOrder launch_order;
     using P = DenseProduct<F>;
     static_assert(P::kBlockTokens == kSoftTokens, "");
     if (p.scratch.any_dense[blockIdx.x] == 0) return;
-    const int tile = first_tile + (int)blockIdx.y, token0 = (int)blockIdx.x * P::kBlockTokens;
+    const int vocab_block = first_vocab_block + (int)blockIdx.y, token0 = (int)blockIdx.x * P::kBlockTokens;
     const int n_tokens = min(p.n - token0, P::kBlockTokens);
     typename P::Accumulators z;
-    head_logits<P>(z, p, tile * P::kBlockRowTiles, n_tokens, ConsecutiveRows{token0});
+    head_logits<P>(z, p, vocab_block * P::kBlockRowTiles, n_tokens, ConsecutiveRows{token0});
     P::for_each(z, [&](int row, int token, float value) {
         if (token >= n_tokens) return;
         float weight = kWeightScale * expf(value - p.scratch.rows[token0 + token].maximum);

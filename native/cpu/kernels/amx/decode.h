@@ -9,9 +9,9 @@
  *     0 2 4 … 14   16 18 … 30   1 3 5 … 15   17 19 … 31
  *
  * Codes of up to five bits stand for few values: these are made, 32 at most, and looked up. Two blocks of a row are
- * decoded at a time, since two registers of floats are rounded as fast as one. What limits decoding is the one unit
- * that moves bytes between lanes; hence vpermb, which needs it once, and not vpermw, which needs it as well as the
- * other vector unit, and scales that are broadcast by loading them. */
+ * decoded at a time, since two registers of floats are rounded as fast as one. Decoding is limited by the one unit that
+ * moves bytes between lanes. vpermb needs it once, where vpermw needs another vector unit as well, so vpermb looks the
+ * values up. Scales are broadcast by loads, which do not need that unit. */
 
 #define BLOCK_BYTES (DG_BLOCK * 2)              /* of bfloat16 */
 #define TILES_BYTES (PANEL_LANES * BLOCK_BYTES) /* a block of columns of all rows of a panel: two tiles */

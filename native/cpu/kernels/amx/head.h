@@ -118,8 +118,8 @@ static void block_exponentials(const dg_head_span *span, float *z, int32_t n_tok
 
 /* ---- Weights of the soft embedding ------------------------------------------------------------------------------- */
 
-/* A row has found a larger logit: what was weighed by the one before is taken down, the sums and the span's weights so
- * far, those of n_panels. */
+/* A row has found a larger logit. Its sums so far, and its weights in the span's first n_panels panels, were scaled by
+ * the maximum before: they are brought down to the new one. */
 static void raise_max(const dg_head_span *span, const head_scratch *s, int32_t tile, int32_t r, float max,
                       int32_t n_panels) {
     dg_online_softmax *softmax = &span->softmax[tile * span->rows->per_tile + r];
@@ -242,8 +242,8 @@ ALWAYS_INLINE void add_products(const bool two, const uint8_t *table, const uint
     MEMORY_FENCE;
 }
 
-/* Which vocabulary blocks matter to either of two row tiles, or to all; returns whether any does. Those that leave
- * one out have weights of zero for it. */
+/* Marks in `together` the vocabulary blocks that matter to one of n_row_tiles row tiles at least; returns whether there
+ * is one. A tile to which such a block does not matter has weights of zero for it. */
 static bool matter_together(const uint8_t *matters, int32_t n_row_tiles, int32_t n_parts, uint8_t *together) {
     bool any = false;
     memset(together, 0, SPAN_BLOCKS);

@@ -174,9 +174,9 @@ ALWAYS_INLINE void prefetch_some(prefetching *f) {
 
 /* ---- Products, and decoding meanwhile ---------------------------------------------------------------------------- */
 
-/* The tile unit works by itself, and the vector units have nothing else to do: while some columns of the weights are
- * multiplied, the next ones are decoded, a little after each tile product. The compiler must not gather it in one
- * place, nor may it be much at a time, or the tile unit runs dry. */
+/* The tile unit works beside the vector units. While it multiplies some columns of the weights, these decode the next
+ * ones, a little after each tile product. Decoding must come in small portions, and the compiler must not gather them
+ * in one place, or the tile unit runs dry. */
 
 /* Two blocks of columns of up to two tiles of activations with a panel, where decoding takes longer than multiplying:
  * blocks `coming` and on of four rows of weights are decoded after each product. */
