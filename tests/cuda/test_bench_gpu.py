@@ -11,6 +11,7 @@ import gguf
 import numpy as np
 import pytest
 
+from dgemma_convert import synth
 from support.bench import load
 from support.engine import open_model
 
@@ -51,6 +52,18 @@ def test_the_full_size_file_has_the_released_sizes() -> None:
     tensors = random_gguf.all_tensors(random_gguf.PRESETS["26b-a4b"], "q4_0")
     assert sum(int(np.prod(t.shape)) for t in tensors) == pytest.approx(25.25e9, rel=0.01)
     assert sum(t.n_bytes() for t in tensors) == pytest.approx(14.4e9, rel=0.02)
+
+
+@pytest.mark.parametrize("kind", ["q4_0", "f16"])
+def test_its_tensors_are_those_of_the_converter(kind: str) -> None:
+    """random_gguf.py stands apart from `dgemma synth`: names and shapes must not."""
+    expected = {
+        info.name: tuple(info.shape)
+        for step in synth.preset_tensors("26b-a4b", kind)
+        for info in step.infos
+    }
+    tensors = random_gguf.all_tensors(random_gguf.PRESETS["26b-a4b"], kind)
+    assert {t.name: t.shape for t in tensors} == expected
 
 
 @pytest.mark.parametrize(
