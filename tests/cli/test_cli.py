@@ -23,15 +23,10 @@ import pytest
 from dgemma import DiffusionGemma
 from dgemma.cli import main
 from dgemma.cli.program import parser
+from support.program import run
 
 QUESTION = "What is the capital of France?"
 PROGRAM = [sys.executable, "-c", "import sys, dgemma.cli; sys.exit(dgemma.cli.main())"]
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    code = main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def test_generate(capsys: pytest.CaptureFixture[str], tiny_gguf: Path) -> None:

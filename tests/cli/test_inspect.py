@@ -10,17 +10,11 @@ import pytest
 
 import support.gguf_builder as b
 from dgemma import DiffusionGemma
-from dgemma.cli import main
 from dgemma.generation.sessions import sessions_within
 from dgemma.gguf_file import File
 from dgemma.server.local import LocalEngine
+from support.program import run
 from support.rewriting import rewrite
-
-
-def program(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    code = main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def shorter(file: Path) -> dict[str, bytes | None]:
@@ -86,11 +80,11 @@ def test_inspect_and_generate_agree(
         rewrite(tiny_gguf, planted, KEYS[case])
     else:
         rewrite(tiny_gguf, planted, rename=lost if case == "a lost tensor" else other_layout)
-    code, out, _ = program(capsys, "inspect", planted, "--json")
+    code, out, _ = run(capsys, "inspect", planted, "--json")
     found = json.loads(out)
     assert code == 0
     ask = ("generate", "-m", planted, "-p", "Hi", "-n", 1, "--backend", "cpu")
-    code, _, err = program(capsys, *ask)
+    code, _, err = run(capsys, *ask)
     assert found["runs"] is (code == 0)
     assert found["runs"] is (case in RUN or case == "a layout")
     if not found["runs"]:
@@ -101,10 +95,10 @@ def test_a_layout_that_is_understood_is_said(
     capsys: pytest.CaptureFixture[str], tiny_gguf: Path, tmp_path: Path
 ) -> None:
     planted = rewrite(tiny_gguf, tmp_path / "planted.gguf", rename=other_layout)
-    _, out, _ = program(capsys, "inspect", planted)
+    _, out, _ = run(capsys, "inspect", planted)
     assert "  note: the file has no enc_layer_output_scale" in out
     assert out.endswith("  runs here\n")
-    _, out, _ = program(capsys, "inspect", tiny_gguf)
+    _, out, _ = run(capsys, "inspect", tiny_gguf)
     assert "note:" not in out
 
 
@@ -112,7 +106,7 @@ def test_a_layout_that_is_understood_is_said(
 def test_what_a_further_session_takes_is_what_a_server_counts(
     capsys: pytest.CaptureFixture[str], tiny_gguf: Path, asked: int
 ) -> None:
-    _, out, _ = program(capsys, "inspect", tiny_gguf, "-c", asked, "--json")
+    _, out, _ = run(capsys, "inspect", tiny_gguf, "-c", asked, "--json")
     session = json.loads(out)["session"]
     with DiffusionGemma(tiny_gguf, n_ctx=asked, backend="cpu") as llm:
         assert session["n_ctx"] == llm.default_session.n_ctx
@@ -123,5 +117,5 @@ def test_what_a_further_session_takes_is_what_a_server_counts(
         engine = LocalEngine(llm, session_bytes=3 * session["bytes"])
         asyncio.run(engine.close())
         assert engine.card.n_slots == 3
-    _, out, _ = program(capsys, "inspect", tiny_gguf, "-c", asked)
+    _, out, _ = run(capsys, "inspect", tiny_gguf, "-c", asked)
     assert f"each further session of a server, context {session['n_ctx']:,}: " in out

@@ -15,13 +15,6 @@ from dgemma_convert import ConvertError
 from dgemma_convert.writer import HUGE_PAGE, TensorInfo, Writer
 
 
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    folder = tmp_path / "out"
-    folder.mkdir()
-    return folder
-
-
 def test_two_conversions_to_one_target(out: Path) -> None:
     tensors = [TensorInfo("a", (4,), gguf.GGMLQuantizationType.F32)]
     target = out / "model.gguf"

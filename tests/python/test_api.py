@@ -3,44 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 import dgemma
 from dgemma import Commit, DiffusionGemma, Draft
-
-QUESTION = "What is the capital of France?"
-PROSE = "Once there was a small owl that lived near the lake. One day the owl"
-
-
-@pytest.fixture(scope="module")
-def llm(tiny_gguf: Path) -> Iterator[DiffusionGemma]:
-    with DiffusionGemma(tiny_gguf, n_ctx=512) as model:
-        yield model
-
-
-@pytest.fixture
-def fresh(tiny_gguf: Path) -> Iterator[DiffusionGemma]:
-    with DiffusionGemma(tiny_gguf, n_ctx=512, n_batch=32) as model:
-        yield model
-
-
-def ask(text: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": text}]
-
-
-def prompt_of(llm: DiffusionGemma, text: str) -> str:
-    return llm.chat_template.render(ask(text))
-
-
-def unending(**changes: Any) -> dict[str, Any]:
-    """Options with which no canvas settles: an answer takes long enough to be disturbed."""
-    return {"confidence_threshold": 1e-30, "max_denoising_steps": 10_000, **changes}
-
+from support.asking import PROSE, QUESTION, prompt_of
 
 # ---- Answers -------------------------------------------------------------------------------------
 

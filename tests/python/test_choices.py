@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,15 +9,9 @@ import pytest
 
 import dgemma
 from dgemma import DiffusionGemma
+from support.asking import PROSE
 
-PROSE = "Once there was a small owl that lived near the lake. One day the owl"
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
-
-
-@pytest.fixture(scope="module")
-def llm(tiny_gguf: Path) -> Iterator[DiffusionGemma]:
-    with DiffusionGemma(tiny_gguf, n_ctx=512) as model:
-        yield model
 
 
 def texts(answer: dict[str, Any]) -> list[str]:

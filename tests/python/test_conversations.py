@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +32,6 @@ TOOLS = [
 
 
 THOUGHT = "<|channel>thought\n<channel|>"  # empty: how a prompt says that there is no thinking
-
-
-@pytest.fixture(scope="module")
-def llm(tiny_gguf: Path) -> Iterator[DiffusionGemma]:
-    with DiffusionGemma(tiny_gguf, n_ctx=1024, n_threads=1) as model:
-        yield model
 
 
 def user(text: str) -> dict[str, Any]:

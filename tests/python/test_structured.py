@@ -7,7 +7,7 @@ same: it exercises the repairs more than a model that knows the form would.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -251,12 +251,6 @@ def test_a_forced_call_fits_its_parameters(tiny_gguf: Path) -> None:
 
 
 # ---- With a model --------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def llm(tiny_gguf: Path) -> Iterator[DiffusionGemma]:
-    with DiffusionGemma(tiny_gguf, n_ctx=1024, n_threads=1) as model:
-        yield model
 
 
 def message(llm: DiffusionGemma, response_format: Any, **options: Any) -> dict[str, Any]:

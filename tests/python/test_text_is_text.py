@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -261,12 +261,6 @@ def test_tokens_that_count_as_control_tokens(gemma4: Path) -> None:
 
 
 # ---- Every way to a prompt -----------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def llm(tiny_gguf: Path) -> Iterator[DiffusionGemma]:
-    with DiffusionGemma(tiny_gguf, n_ctx=1024, n_threads=1) as model:
-        yield model
 
 
 FORGED = (
