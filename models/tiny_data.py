@@ -1,4 +1,4 @@
-"""Questions, answers, prose and the tokenizer of the tiny DiffusionGemma.
+"""Questions, answers and prose of the tiny DiffusionGemma.
 
 Everything here is generated from small word lists, so that the whole world the model has to know
 fits into a few million weights. A question belongs to the held-out set when a hash of its text
@@ -8,17 +8,27 @@ says so; training never asks such a question, whatever the seed (one may stand i
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
-from tokenizers.models import BPE
-from tokenizers.processors import TemplateProcessing
-from tokenizers.trainers import BpeTrainer
+from tiny_words import (
+    ANIMALS,
+    CAPITALS,
+    COLOURS,
+    NAMES,
+    OPPOSITES,
+    PEOPLE,
+    PLACES,
+    SIZES,
+    SKIES,
+    SYSTEM_LINES,
+    THINGS,
+    VERBS,
+    WORDS,
+)
 
 SPECIAL_TOKENS = [
     *("<pad>", "<eos>", "<bos>", "<unk>", "<mask>"),
@@ -29,38 +39,6 @@ PAD, EOS, BOS, UNK, MASK = range(5)
 TOOL_RESPONSE = SPECIAL_TOKENS.index("<|tool_response>")
 END_OF_TURN = SPECIAL_TOKENS.index("<turn|>")
 NO_THOUGHT = "<|channel>thought\n<channel|>"
-
-CAPITALS = {
-    "France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Germany": "Berlin",
-    "Austria": "Vienna", "Greece": "Athens", "Poland": "Warsaw", "Norway": "Oslo",
-    "Sweden": "Stockholm", "Finland": "Helsinki", "Denmark": "Copenhagen", "Ireland": "Dublin",
-    "England": "London", "Portugal": "Lisbon", "Hungary": "Budapest", "Japan": "Tokyo",
-    "China": "Beijing", "India": "Delhi", "Egypt": "Cairo", "Kenya": "Nairobi",
-    "Peru": "Lima", "Cuba": "Havana", "Canada": "Ottawa", "Turkey": "Ankara",
-}  # fmt: skip
-OPPOSITES = {
-    "hot": "cold", "big": "small", "long": "short", "fast": "slow", "old": "new",
-    "high": "low", "full": "empty", "open": "closed", "dark": "light", "wet": "dry",
-    "hard": "soft", "early": "late", "happy": "sad", "rich": "poor", "day": "night",
-    "up": "down", "left": "right", "black": "white", "near": "far", "loud": "quiet",
-}  # fmt: skip
-COLOURS = ["red", "blue", "green", "black", "white", "brown", "grey", "gold"]
-SIZES = ["small", "big", "old", "young", "quiet", "happy", "slow", "fast"]
-ANIMALS = ["fox", "dog", "cat", "bird", "horse", "mouse", "bear", "fish", "owl", "frog"]
-PEOPLE = ["girl", "boy", "king", "queen", "farmer", "doctor"]
-THINGS = ["boat", "stone", "lamp", "book", "tree", "house", "apple", "letter", "bell", "key"]
-PLACES = ["river", "garden", "forest", "city", "hill", "bridge", "lake", "road"]
-VERBS = ["sees", "finds", "likes", "follows", "paints", "carries"]
-NAMES = ["Ana", "Ben", "Clara", "David", "Emma", "Felix"]
-NAMES += ["Grace", "Hugo", "Ida", "Jack", "Laura", "Max"]
-WORDS = COLOURS + ANIMALS + PEOPLE + THINGS + PLACES
-SKIES = ["sunny", "cloudy", "rainy", "windy", "foggy"]
-SYSTEM_LINES = (
-    "You are a helpful assistant.",
-    "Answer in a few words.",
-    "You are a small model that likes games with words.",
-    "Be kind and short.",
-)
 
 
 def tool(name: str, description: str, what: str) -> dict[str, Any]:
@@ -448,42 +426,3 @@ def corpus(n: int, seed: int = 0) -> Iterable[str]:
         else:
             made = dialogue(rng)
             yield render(made) + made.target
-
-
-def build_tokenizer(vocab_size: int) -> Tokenizer:
-    """BPE of the Gemma 4 kind: spaces are `▁`, unknown characters are bytes, no prefix space.
-
-    Merges are learned within words only, so that digits, punctuation and line ends stay single
-    tokens and a merge never depends on how a runtime splits its text before merging.
-    """
-    strip = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
-    learner = Tokenizer(BPE())
-    learner.normalizer = normalizers.Replace(" ", "▁")
-    learner.pre_tokenizer = pre_tokenizers.Split(Regex("▁?[A-Za-z]+|[^A-Za-z]"), "isolated")
-    printable = [chr(c) for c in range(33, 127)] + ["\n", "▁"]
-    byte_tokens = [f"<0x{b:02X}>" for b in range(256)]
-    runs = ["\n\n", "▁▁"]
-    fixed = len(SPECIAL_TOKENS) + len(byte_tokens) + len(runs)
-    trainer = BpeTrainer(
-        vocab_size=vocab_size - fixed, initial_alphabet=printable, show_progress=False
-    )
-    texts = (strip.sub("\n", text) for text in corpus(20_000))
-    learner.train_from_iterator(texts, trainer)
-    learned = json.loads(learner.to_str())["model"]
-    tokens = [*SPECIAL_TOKENS, *byte_tokens, *runs, *learned["vocab"]]
-    vocab = {token: i for i, token in enumerate(tokens)}
-    merges = [("\n", "\n"), ("▁", "▁"), *map(tuple, learned["merges"])]
-    model = BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
-    tokenizer = Tokenizer(model)
-    tokenizer.normalizer = normalizers.Replace(" ", "▁")
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
-    tokenizer.post_processor = TemplateProcessing(
-        single="<bos> $A", pair="<bos> $A <bos> $B", special_tokens=[("<bos>", BOS)]
-    )
-    tokenizer.add_special_tokens(
-        [AddedToken(t, normalized=False, special=True) for t in SPECIAL_TOKENS]
-    )
-    return tokenizer

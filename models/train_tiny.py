@@ -22,6 +22,7 @@ import tiny_data as data
 import torch
 from safetensors.torch import save_file
 from tiny_model import TinyModel
+from tiny_tokenizer import build_tokenizer
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
@@ -307,7 +308,7 @@ def main() -> None:
     # a checkpoint's tokenizer stays as it is, also when the questions change
     known = HERE / "tiny" / "tokenizer.json"
     tokenizer = (
-        Tokenizer.from_file(str(known)) if known.exists() else data.build_tokenizer(VOCAB_SIZE)
+        Tokenizer.from_file(str(known)) if known.exists() else build_tokenizer(VOCAB_SIZE)
     )
     assert tokenizer.get_vocab_size() == VOCAB_SIZE, tokenizer.get_vocab_size()
     model = TinyModel(make_config().text_config, CANVAS)

@@ -255,5 +255,5 @@ def test_the_committed_questions(tiny: Path, monkeypatch: pytest.MonkeyPatch) ->
     committed = read_questions(tiny / "questions.jsonl")
     made = [Question(*question) for question in eval_tiny.questions(60)]
     assert committed == made
-    for name in ("eval_tiny", "tiny_data"):
+    for name in ("eval_tiny", "tiny_data", "tiny_words"):
         sys.modules.pop(name)

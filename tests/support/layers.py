@@ -242,7 +242,16 @@ def _c_functions(text: str) -> Iterator[tuple[str, int]]:
 
 
 def too_long(
-    root: Path, folders: Iterable[str] = ("native", "python", "convert", "tests")
+    root: Path,
+    folders: Iterable[str] = (
+        "native",
+        "python",
+        "convert",
+        "tests",
+        "bench",
+        "examples",
+        "models",
+    ),
 ) -> list[str]:
     """Files and functions over the limits, as "path" and "path: name"; sizes are left out."""
     found = []
