@@ -32,6 +32,35 @@ static inline void collect_launch_times() {}
 static __device__ __forceinline__ float half_to_float(uint16_t h) { return __half2float(__ushort_as_half(h)); }
 static __device__ __forceinline__ uint16_t float_to_half(float x) { return __half_as_ushort(__float2half_rn(x)); }
 
+/* Two floats as float16, the first in the lower bits. */
+static __device__ __forceinline__ uint32_t pack_halves(float low, float high) {
+    const __half2 both = __floats2half2_rn(low, high);
+    return *reinterpret_cast<const uint32_t *>(&both);
+}
+/* Four int8 times a float16: two words of float16, in their order. A code joins the bits of 1024, which makes 1152 of
+ * a zero. */
+static __device__ __forceinline__ void scale_codes(uint32_t (&halves)[2], uint32_t codes, uint16_t scale) {
+    const __half2 by = __half2half2(__ushort_as_half(scale)), zero = __half2half2(__ushort_as_half(0x6480));
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const uint32_t bits = __byte_perm(codes ^ 0x80808080u, 0x64646464u, i == 0 ? 0x4140 : 0x4342);
+        const __half2 scaled = __hmul2(__hsub2(*reinterpret_cast<const __half2 *>(&bits), zero), by);
+        halves[i] = *reinterpret_cast<const uint32_t *>(&scaled);
+    }
+}
+/* x, of which the compiler is not to know: what follows from it is computed where it is needed, not kept in registers
+ * throughout a loop. */
+static __device__ __forceinline__ int opaque(int x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
+/* 2^x, to about 2^-22. */
+static __device__ __forceinline__ float fast_exp2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
+    return y;
+}
+
 /* Part of a tile, in shared or global memory. The emulation counts bank conflicts here. */
 template <class T> static __device__ __forceinline__ T tile_load(const void *from) {
     return *reinterpret_cast<const T *>(from);
@@ -52,6 +81,12 @@ static __device__ __forceinline__ void cp_async_8(void *shared, const void *glob
 static __device__ __forceinline__ void cp_async_16(void *shared, const void *global, bool valid) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"((unsigned)__cvta_generic_to_shared(shared)),
                  "l"(global), "r"(valid ? 16 : 0)
+                 : "memory");
+}
+/* Of 16 bytes the first `n_bytes`, and zeros: what lies behind them is not read. */
+static __device__ __forceinline__ void cp_async_part(void *shared, const void *global, int n_bytes) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"((unsigned)__cvta_generic_to_shared(shared)),
+                 "l"(global), "r"(n_bytes)
                  : "memory");
 }
 static __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }

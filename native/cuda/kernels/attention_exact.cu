@@ -1,5 +1,5 @@
 /* Attention in float32, for caches of float32: slow, and as exact as the CPU. */
-#include "cuda/kernels/attention.cuh"
+#include "cuda/kernels/attention_params.cuh"
 #include "cuda/kernels/reduce.cuh"
 
 namespace {

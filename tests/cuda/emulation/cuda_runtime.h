@@ -79,7 +79,11 @@ void note_begin();
 /* DGEMMA_EMULATION_FP4: whether the device is one of those that multiply FP4. */
 bool has_fp4_mma();
 
-void copy_later(void *shared_memory, const void *global_memory, size_t bytes);
+/* Of `bytes` only the first `n_read` are read; zeros follow them. */
+void copy_later(void *shared_memory, const void *global_memory, size_t bytes, size_t n_read);
+inline void copy_later(void *shared_memory, const void *global_memory, size_t bytes) {
+    copy_later(shared_memory, global_memory, bytes, global_memory != nullptr ? bytes : 0);
+}
 void commit_copies();
 void wait_copies(int groups_left);
 

@@ -9,6 +9,18 @@
 static inline float half_to_float(uint16_t h) { return dg_f16_to_f32(h); }
 static inline uint16_t float_to_half(float x) { return dg_f32_to_f16(x); }
 
+static inline uint32_t pack_halves(float low, float high) {
+    return dg_f32_to_f16(low) | (uint32_t)dg_f32_to_f16(high) << 16;
+}
+static inline void scale_codes(uint32_t (&halves)[2], uint32_t codes, uint16_t scale) {
+    float by = dg_f16_to_f32(scale), v[4];
+    for (int i = 0; i < 4; i++) v[i] = (float)(int8_t)(codes >> 8 * i) * by;
+    halves[0] = pack_halves(v[0], v[1]);
+    halves[1] = pack_halves(v[2], v[3]);
+}
+static inline int opaque(int x) { return x; }
+static inline float fast_exp2(float x) { return exp2f(x); }
+
 template <class T> T tile_load(const void *from) {
     emulation::note_access(from, sizeof(T));
     return *(const T *)from;
@@ -18,6 +30,9 @@ static inline void cp_async_16(void *shared, const void *global, bool valid) {
     emulation::copy_later(shared, valid ? global : nullptr, 16);
 }
 static inline void cp_async_16(void *shared, const void *global) { emulation::copy_later(shared, global, 16); }
+static inline void cp_async_part(void *shared, const void *global, int n_bytes) {
+    emulation::copy_later(shared, global, 16, (size_t)n_bytes);
+}
 static inline void cp_async_8(void *shared, const void *global) { emulation::copy_later(shared, global, 8); }
 static inline void cp_async_commit() { emulation::commit_copies(); }
 template <int kGroupsLeft> void cp_async_wait() { emulation::wait_copies(kGroupsLeft); }

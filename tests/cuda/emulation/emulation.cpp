@@ -22,8 +22,8 @@ thread_local void *shared;
 
 struct Copy {
     void *to;
-    const void *from; /* NULL: zeros */
-    size_t bytes;
+    const void *from;
+    size_t bytes, n_read; /* zeros follow what is read */
 };
 
 struct Warp {
@@ -349,9 +349,9 @@ void nothing(void *const *) {}
 
 /* ---- Asynchronous copies -------------------------------------------------------------------------------------- */
 
-void copy_later(void *to, const void *from, size_t bytes) {
+void copy_later(void *to, const void *from, size_t bytes, size_t n_read) {
     if ((uintptr_t)to % bytes != 0 || (uintptr_t)from % bytes != 0) fail("an asynchronous copy is not aligned");
-    scheduler.current->open.push_back({to, from, bytes});
+    scheduler.current->open.push_back({to, from, bytes, n_read});
 }
 
 void commit_copies() {
@@ -363,10 +363,8 @@ void wait_copies(int groups_left) {
     auto &groups = scheduler.current->groups;
     while ((int)groups.size() > groups_left) {
         for (const Copy &c : groups.front()) {
-            if (c.from != nullptr)
-                memcpy(c.to, c.from, c.bytes);
-            else
-                memset(c.to, 0, c.bytes);
+            if (c.n_read > 0) memcpy(c.to, c.from, c.n_read);
+            memset((char *)c.to + c.n_read, 0, c.bytes - c.n_read);
         }
         groups.erase(groups.begin());
     }

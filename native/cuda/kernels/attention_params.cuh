@@ -1,6 +1,6 @@
 /* What the kernels of attention share. */
-#ifndef DG_CUDA_ATTENTION_CUH
-#define DG_CUDA_ATTENTION_CUH
+#ifndef DG_CUDA_ATTENTION_PARAMS_CUH
+#define DG_CUDA_ATTENTION_PARAMS_CUH
 
 #include "cuda/device.cuh"
 
@@ -21,11 +21,12 @@ struct AttentionParams {
     bool causal;
     int window;
     int type_k, type_v;
+    bool direct; /* cached rows can be copied as they are */
     const float *q;
     float *out;
-    int n_splits, tiles_per_split;
+    int n_splits;
     float *partial;     /* (n_splits, n · n_heads, head_dim), not yet divided by the denominator */
-    float *partial_max; /* (n_splits, n · n_heads, 2) maximum and denominator */
+    float *partial_max; /* (n_splits, n · n_heads, 2) maximum of the scores · log2 e, and denominator */
 };
 
 static __device__ __forceinline__ float cache_value(int type, const void *rows, int64_t row, int dim, int d) {
@@ -49,7 +50,7 @@ static __device__ __forceinline__ bool is_visible(const AttentionParams &p, int 
     return key_position <= query_position && (p.window == 0 || query_position - key_position < p.window);
 }
 
-/* attention_exact.cu: in float32, for caches of float32. */
+/* attention_exact.cu: in float32, for caches of float32 and for heads that have no tiles. */
 void attend_exactly(const Queue &queue, const AttentionParams &p);
 
 #endif
