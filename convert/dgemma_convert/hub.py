@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dgemma.hub import Repository
+
 from .checkpoint import INDEX_NAME, SINGLE_NAME
 from .errors import ConvertError
 from .json_file import read_json
@@ -40,7 +42,11 @@ def download(repo_id: str) -> Path:
     try:
         folder = fetch(SMALL_FILES)
         # The folder is named by the commit: the weights must not come from a later one.
-        return fetch(_weights(folder), folder.name)
+        weights = _weights(folder)
+        repository = Repository(repo_id, revision=folder.name)
+        for name in weights:
+            repository.fetch(name)
+        return fetch(weights, folder.name)
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ConvertError(f"{repo_id}: downloading failed: {reason}") from error

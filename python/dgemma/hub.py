@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import Error, OptionValueError
+from .transfer import bring
 
 PREFERRED_TYPE = "Q4_K_M"  # of several files, where nobody names one: llama.cpp's choice
 _SHARD = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf\Z")
@@ -83,8 +84,10 @@ class Repository:
             return found
 
     def fetch(self, name: str) -> str:
-        """Path of a file, fetched where it is not there yet."""
+        """Path of a file, fetched where it is not there yet; what was interrupted continues."""
         try:
+            if self._local is None and not self._offline and not self._is_here(name):
+                bring(self._hub, self.repo_id, name, self._revision, self.folder)
             return str(
                 self._hub.hf_hub_download(
                     self.repo_id,
@@ -95,6 +98,8 @@ class Repository:
                     local_files_only=self._offline,
                 )
             )
+        except Error:
+            raise
         except Exception as problem:  # of the hub's library, whichever it uses for HTTP
             raise self._error(problem) from None
 
@@ -124,9 +129,12 @@ class Repository:
 
     def missing_bytes(self, names: Sequence[str]) -> int:
         """Bytes of these files that are not here yet; 0 where their sizes are not known."""
-        missing = [name for name in names if not self._is_here(name)]
+        return self.total_bytes([name for name in names if not self._is_here(name)])
+
+    def total_bytes(self, names: Sequence[str]) -> int:
+        """Bytes of these files; 0 where their sizes are not known."""
         sizes = {} if self._offline else self.sizes()
-        return sum(sizes.get(name, 0) for name in missing)
+        return sum(sizes.get(name, 0) for name in names)
 
     def _is_here(self, name: str) -> bool:
         if self._local is not None:

@@ -23,6 +23,9 @@ class Hub(ThreadingHTTPServer):
         self.fetched: list[str] = []
         self.cut_at: int | None = None  # bytes after which the next file breaks off
         self.n_cut = 0  # files that did
+        self.hold_at: int | None = None  # bytes after which the next file pauses, until `go_on`
+        self.go_on = threading.Event()
+        self.ranges: list[int] = []  # first bytes that were asked for, of files
 
     @property
     def address(self) -> str:
@@ -96,6 +99,15 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Accept-Ranges", "bytes")
         self.send_header("ETag", f'"{hashlib.sha256(whole).hexdigest()}"')
         self.end_headers()
+        if self.command == "GET" and kind != "application/json":
+            self.server.ranges.append(first)
+            hold, self.server.hold_at = self.server.hold_at, None
+            if hold is not None:
+                self.wfile.write(body[:hold])
+                self.wfile.flush()
+                self.server.go_on.wait(60)
+                self.close_connection = True
+                return
         if self.command == "GET":
             cut = self.server.cut_at
             if cut is None or kind == "application/json" or first:

@@ -22,7 +22,7 @@ PYTHON_ORDER = (
     ("_native",),
     ("gguf_file", "quants"),
     ("importance",),
-    ("hub", "marks", "workers"),
+    ("hub", "marks", "transfer", "workers"),
     ("tokenizer",),
     ("tools",),
     ("chat",),

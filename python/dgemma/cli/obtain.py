@@ -16,6 +16,7 @@ from .plugins import run_plugin
 
 _NAME = re.compile(r"[\w.-]+/[\w.-]+\Z")
 _SPARE = 2**30  # bytes of a disk that are left free
+_LEAST_SHARE = 4  # of a 16-bit checkpoint: what small types take. The converter asks exactly
 
 
 def split_name(name: str) -> tuple[str, str | None]:
@@ -72,7 +73,10 @@ def _converted(
         file=sys.stderr,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    _check_disk(repository.folder, missing)
+    least = repository.total_bytes(needed) // _LEAST_SHARE
+    on_one_disk = _disk_of(folder) == _disk_of(repository.folder)
+    _check_disk(repository.folder, missing + (least if on_one_disk else 0))
+    _check_disk(folder, least, "DGEMMA_CACHE", "written")
     type_options = ("--outtype", kind.lower()) if kind else ()
     code = run_plugin(
         *("convert", repository.repo_id, "--remote", "--outfile", str(target)),
@@ -83,16 +87,25 @@ def _converted(
     return str(target)
 
 
-def _check_disk(folder: Path, needed: int) -> None:
+def _existing(folder: Path) -> Path:
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def _disk_of(folder: Path) -> int:
+    return _existing(folder).stat().st_dev
+
+
+def _check_disk(
+    folder: Path, needed: int, variable: str = "HF_HOME", how: str = "downloaded"
+) -> None:
     """Error where a disk has too little room."""
-    place = folder
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(_existing(folder)).free
     if needed and needed + _SPARE > free:
         raise Error(
-            f"{size_text(needed)} are to be downloaded to {folder}, where {size_text(free)} are "
-            "free: free some, or set HF_HOME to a place with more"
+            f"{size_text(needed)} are to be {how} to {folder}, where {size_text(free)} are "
+            f"free: free some, or set {variable} to a place with more"
         )
 
 
