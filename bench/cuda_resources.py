@@ -54,7 +54,7 @@ def compile_source(source: Path, arch: str, folder: Path) -> list[Kernel]:
     """Compiles one file; its kernels."""
     target = folder / f"{source.stem}-{arch}.cubin"
     command = [
-        "nvcc", "-std=c++17", f"-arch=sm_{arch}", "-cubin", "-Xptxas=-v",
+        "nvcc", "-std=c++17", f"-arch=sm_{arch}", "-cubin", "-Xptxas=-v", '-DDGEMMA_VERSION="0"',
         "-Xcompiler=-Wall,-Wextra", "-Werror=all-warnings", f"-I{REPOSITORY / 'native'}",
         f"-I{REPOSITORY / 'native' / 'include'}", str(source), "-o", str(target),
     ]  # fmt: skip

@@ -179,7 +179,7 @@ done:
     return DG_OK;
 }
 
-static dg_status allocate(dg_backend *backend, dg_place place, uint64_t n_bytes, void **memory, dg_error *error) {
+static dg_status allocate(dg_backend *backend, int32_t place, uint64_t n_bytes, void **memory, dg_error *error) {
     uint64_t rounded = (n_bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
     *memory = NULL;
     if (rounded < n_bytes || posix_memalign(memory, ALIGNMENT, rounded > 0 ? rounded : ALIGNMENT) != 0)

@@ -14,7 +14,8 @@ struct dg_backend {
     const dg_model *model;
     const DeviceModel *device;
     Queue queue;
-    char *memory; /* the one allocation that `scratch` points into */
+    cudaEvent_t reached; /* a place in the stream that another device's waits for: `send` */
+    char *memory;        /* the one allocation that `scratch` points into */
     dg_cuda_scratch scratch;
     char *pinned; /* host memory that the device copies from and to: the fields of `host` */
     struct {
@@ -31,20 +32,23 @@ struct dg_backend {
 namespace {
 
 uint64_t scratch_bytes(const dg_backend_params *params) {
-    const DeviceModel *device = (const DeviceModel *)params->model->backend_data;
+    const DeviceModel *device = device_model(params->model, params->place);
     dg_cuda_scratch counted;
     return dg_cuda_lay_out_scratch(params, device->n_multiprocessors, nullptr, &counted);
 }
 
 /* ---- Failures ------------------------------------------------------------------------------------------------- */
 
-/* Whether an operation may go ahead. */
-bool usable(const dg_backend *b) { return b->status == DG_OK; }
-
 void keep_failure(dg_backend *b, cudaError_t e, const char *operation) {
     if (e == cudaSuccess || b->status != DG_OK) return;
     b->status = e == cudaErrorMemoryAllocation ? DG_ERROR_OUT_OF_MEMORY : DG_ERROR_BACKEND;
     snprintf(b->message, sizeof b->message, "CUDA, in %s: %s", operation, cudaGetErrorString(e));
+}
+
+/* Whether an operation may go ahead, which then goes to the session's device. */
+bool usable(dg_backend *b) {
+    if (b->status == DG_OK) keep_failure(b, cudaSetDevice(b->device->number), "choosing the device");
+    return b->status == DG_OK;
 }
 
 /* Keeps the first failure of the launches since the last call. */
@@ -72,11 +76,13 @@ dg_status allocation_failure(cudaError_t e, uint64_t bytes, dg_error *error) {
 /* ---- Memory --------------------------------------------------------------------------------------------------- */
 
 void free_backend(dg_backend *b) {
+    cudaSetDevice(b->device->number);
     b->captured.forget();
     if (b->queue.stream != nullptr) {
         cudaStreamSynchronize(b->queue.stream);
         cudaStreamDestroy(b->queue.stream);
     }
+    if (b->reached != nullptr) cudaEventDestroy(b->reached);
     cudaFree(b->memory);
     cudaFreeHost(b->pinned);
     cudaGetLastError();
@@ -89,12 +95,14 @@ dg_status create(const dg_backend_params *params, dg_backend **out, dg_error *er
     if (b == nullptr) return dg_fail(error, DG_ERROR_OUT_OF_MEMORY, "no memory for a session on the GPU");
     b->params = *params;
     b->model = params->model;
-    b->device = (const DeviceModel *)params->model->backend_data;
+    b->device = device_model(params->model, params->place);
     b->queue.n_multiprocessors = b->device->n_multiprocessors;
     const uint64_t bytes = scratch_bytes(params);
     const int32_t n_canvas = params->model->canvas_length;
     const uint64_t canvas_bytes = dg_cuda_lay_out_canvas(n_canvas, nullptr, nullptr);
-    cudaError_t e = cudaStreamCreateWithFlags(&b->queue.stream, cudaStreamNonBlocking);
+    cudaError_t e = cudaSetDevice(b->device->number);
+    if (e == cudaSuccess) e = cudaStreamCreateWithFlags(&b->queue.stream, cudaStreamNonBlocking);
+    if (e == cudaSuccess) e = cudaEventCreateWithFlags(&b->reached, cudaEventDisableTiming);
     if (e == cudaSuccess)
         e = cudaHostAlloc((void **)&b->pinned, canvas_bytes + (size_t)params->max_rows * sizeof(int32_t),
                           cudaHostAllocDefault);
@@ -110,18 +118,19 @@ dg_status create(const dg_backend_params *params, dg_backend **out, dg_error *er
     return DG_OK;
 }
 
-dg_status allocate(dg_backend *b, dg_place, uint64_t n_bytes, void **memory, dg_error *error) {
-    cudaError_t e = cudaMalloc(memory, n_bytes);
-    if (e == cudaSuccess) {
-        e = cudaMemsetAsync(*memory, 0, n_bytes, b->queue.stream);
-        if (e == cudaSuccess) return DG_OK;
-        cudaFree(*memory);
-    }
+dg_status allocate(dg_backend *b, int32_t, uint64_t n_bytes, void **memory, dg_error *error) {
+    *memory = nullptr;
+    cudaError_t e = cudaSetDevice(b->device->number);
+    if (e == cudaSuccess) e = cudaMalloc(memory, n_bytes);
+    if (e == cudaSuccess) e = cudaMemsetAsync(*memory, 0, n_bytes, b->queue.stream);
+    if (e == cudaSuccess) return DG_OK;
+    cudaFree(*memory);
     *memory = nullptr;
     return allocation_failure(e, n_bytes, error);
 }
 
 void release(dg_backend *b, void *memory) {
+    cudaSetDevice(b->device->number);
     cudaStreamSynchronize(b->queue.stream);
     cudaFree(memory);
     cudaGetLastError();
@@ -137,6 +146,21 @@ void download(dg_backend *b, void *host_data, const void *memory, uint64_t n_byt
     if (!usable(b)) return;
     cudaMemcpyAsync(host_data, memory, n_bytes, cudaMemcpyDeviceToHost, b->queue.stream);
     note_failure(b, "download");
+}
+
+/* `to` begins when `from` has come here, and `from` goes on when the copy is done: neither may write over what the
+ * other has yet to read. */
+void send(dg_backend *from, const void *memory, dg_backend *to, void *to_memory, uint64_t n_bytes) {
+    if (!usable(from)) return;
+    cudaEventRecord(from->reached, from->queue.stream);
+    note_failure(from, "sending to another GPU");
+    if (!usable(to)) return;
+    cudaStreamWaitEvent(to->queue.stream, from->reached, 0);
+    cudaMemcpyPeerAsync(to_memory, to->device->number, memory, from->device->number, n_bytes, to->queue.stream);
+    cudaEventRecord(to->reached, to->queue.stream);
+    note_failure(to, "receiving from another GPU");
+    cudaStreamWaitEvent(from->queue.stream, to->reached, 0);
+    note_failure(from, "sending to another GPU");
 }
 
 /* ---- Layers --------------------------------------------------------------------------------------------------- */
@@ -400,6 +424,7 @@ bool end_step(dg_backend *b) {
 }
 
 dg_status finish(dg_backend *b, dg_error *error) {
+    usable(b);
     if (b->captured.capturing()) b->captured.abandon(b->queue.stream); /* cancelled in the middle of a step */
     keep_failure(b, cudaStreamSynchronize(b->queue.stream), "a kernel");
     note_failure(b, "a kernel");
@@ -413,24 +438,12 @@ dg_status finish(dg_backend *b, dg_error *error) {
     return DG_OK;
 }
 
-/* In the order of the struct: C++17 has no designated initialisers. */
-const dg_backend_ops kOperations = {
-    describe_device, load_model,     unload_model, scratch_bytes, create,  free_backend,   allocate,
-    release,         upload,         download,     embed,         mlp,     add_norm,       project_qkv,
-    attend_spans,    project_output, moe,          combine_paths, logits,  soft_embedding, begin_canvas,
-    denoise,         begin_step,     end_step,     finish,        nullptr,
-};
-
 } // namespace
 
-/* What the engine looks up in the shared object (cuda_loader.c). `model_bytes` and `ops_bytes` are the sizes of the
- * engine's structs: a library of another version is refused. NULL, and a reason in `note`, where it cannot be used. */
-extern "C" __attribute__((visibility("default"))) const dg_backend_ops *
-dg_cuda_backend(size_t model_bytes, size_t ops_bytes, char *note, size_t note_size) {
-    if (model_bytes != sizeof(dg_model) || ops_bytes != sizeof(dg_backend_ops)) {
-        snprintf(note, note_size,
-                 "the CUDA library is of another version of dgemma than the engine: install both from one release");
-        return nullptr;
-    }
-    return find_obstacle(note, note_size) ? nullptr : &kOperations;
-}
+/* In the order of the struct: C++17 has no designated initialisers. */
+const dg_backend_ops dg_cuda_operations = {
+    list_gpus,      gpu_memory,   load_model,   unload_model,   scratch_bytes, create,        free_backend,
+    allocate,       release,      upload,       download,       send,          embed,         mlp,
+    add_norm,       project_qkv,  attend_spans, project_output, moe,           combine_paths, logits,
+    soft_embedding, begin_canvas, denoise,      begin_step,     end_step,      finish,        nullptr,
+};

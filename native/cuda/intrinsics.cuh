@@ -187,16 +187,21 @@ struct KernelOrder {
     }
 };
 
-/* Whether kernels are launched before their predecessors have ended: where the first device has compute capability 9.0
- * or later, unless the environment variable DGEMMA_CUDA_OVERLAP is 0 (for measurements). */
+/* Whether kernels are launched before their predecessors have ended: where the thread's device has compute capability
+ * 9.0 or later, unless the environment variable DGEMMA_CUDA_OVERLAP is 0 (for measurements). */
 static inline bool overlaps_launches() {
-    static const bool overlaps = [] {
-        const char *wanted = getenv("DGEMMA_CUDA_OVERLAP");
-        int major = 0;
-        return (wanted == nullptr || strcmp(wanted, "0") != 0) &&
-               cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0) == cudaSuccess && major >= 9;
+    static const bool wanted = [] {
+        const char *given = getenv("DGEMMA_CUDA_OVERLAP");
+        return given == nullptr || strcmp(given, "0") != 0;
     }();
-    return overlaps;
+    thread_local int known_device = -1, major = 0;
+    int device = 0;
+    if (!wanted || cudaGetDevice(&device) != cudaSuccess) return false;
+    if (device != known_device) {
+        if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess) return false;
+        known_device = device;
+    }
+    return major >= 9;
 }
 
 /* A failure is found by the caller's cudaGetLastError. */

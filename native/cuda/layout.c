@@ -92,21 +92,23 @@ static void add_layer(dg_cuda_weights *plan, const dg_model *model, const dg_lay
     add_weight(plan, "attn_output", &layer->attn_output, plan->fp4);
     add_vector(plan, layer->post_attention_norm, n_embd);
     add_mlp(plan, &layer->mlp, n_embd);
-    if (!layer->moe.on_cpu) add_moe(plan, model, &layer->moe);
+    if (layer->moe.place == layer->place) add_moe(plan, model, &layer->moe);
     add_vector(plan, layer->post_mlp_norm, n_embd);
     add_vector(plan, layer->post_moe_norm, n_embd);
     add_vector(plan, layer->post_ffn_norm, n_embd);
 }
 
-static void add_model(dg_cuda_weights *plan, const dg_model *model) {
+static void add_model(dg_cuda_weights *plan, const dg_model *model, int32_t place) {
     int32_t n_rot = 0;
     plan->n = 0;
     plan->bytes = 0;
-    add_weight(plan, "token_embd", &model->token_embd, false); /* also read row by row */
-    add_vector(plan, model->output_norm, model->n_embd);
-    add_mlp(plan, &model->self_conditioning, model->n_embd);
+    if (place == 0) {
+        add_weight(plan, "token_embd", &model->token_embd, false); /* also read row by row */
+        add_vector(plan, model->output_norm, model->n_embd);
+        add_mlp(plan, &model->self_conditioning, model->n_embd);
+    }
     for (int32_t i = 0; i < model->n_layers; i++) {
-        if (!model->layers[i].on_cpu) add_layer(plan, model, &model->layers[i]);
+        if (model->layers[i].place == place) add_layer(plan, model, &model->layers[i]);
         if (model->layers[i].n_rot > n_rot) n_rot = model->layers[i].n_rot;
     }
     plan->frequencies = plan->bytes;
@@ -114,19 +116,19 @@ static void add_model(dg_cuda_weights *plan, const dg_model *model) {
     plan->bytes += align_up((uint64_t)model->n_layers * (uint64_t)plan->frequency_stride * sizeof(float));
 }
 
-uint64_t dg_cuda_weight_bytes(const dg_model *model) {
+uint64_t dg_cuda_weight_bytes(const dg_model *model, int32_t place) {
     dg_cuda_weights plan = {0};
-    add_model(&plan, model);
+    add_model(&plan, model, place);
     return plan.bytes;
 }
 
-dg_status dg_cuda_plan_weights(const dg_model *model, bool fp4, dg_cuda_weights *plan, dg_error *error) {
+dg_status dg_cuda_plan_weights(const dg_model *model, int32_t place, bool fp4, dg_cuda_weights *plan, dg_error *error) {
     *plan = (dg_cuda_weights){.fp4 = fp4};
-    add_model(plan, model); /* counts */
+    add_model(plan, model, place); /* counts */
     plan->items = calloc((size_t)plan->n, sizeof *plan->items);
     if (plan->items == NULL) return dg_fail(error, DG_ERROR_OUT_OF_MEMORY, "no memory to plan the weights on the GPU");
     plan->capacity = plan->n;
-    add_model(plan, model);
+    add_model(plan, model, place);
     return DG_OK;
 }
 
@@ -246,11 +248,13 @@ uint64_t dg_cuda_lay_out_scratch(const dg_backend_params *params, int32_t n_mult
     kinds x = {0}, hidden = {0};
     int64_t heads = 0, qkv = 0, attention = 0;
     bool experts = false;
-    need(&x, &model->token_embd);
-    need_mlp(&x, &model->self_conditioning);
+    if (params->place == 0) {
+        need(&x, &model->token_embd);
+        need_mlp(&x, &model->self_conditioning);
+    }
     for (int32_t i = 0; i < model->n_layers; i++) {
         const dg_layer *layer = &model->layers[i];
-        if (layer->on_cpu) continue;
+        if (layer->place != params->place) continue;
         heads = max_i64(heads, (int64_t)model->n_heads * layer->head_dim);
         qkv = max_i64(qkv, layer->attn_q.n_rows + layer->attn_k.n_rows + layer->attn_v.n_rows);
         attention = max_i64(attention, DG_CUDA_ATTENTION_PARTIALS * rows * model->n_heads * (layer->head_dim + 2));
@@ -259,7 +263,7 @@ uint64_t dg_cuda_lay_out_scratch(const dg_backend_params *params, int32_t n_mult
         need(&x, &layer->attn_v);
         need(&x, &layer->attn_output);
         need_mlp(&x, &layer->mlp);
-        if (layer->moe.on_cpu) continue;
+        if (layer->moe.place != params->place) continue;
         experts = true;
         need(&x, &layer->moe.gate_up);
         need(&x, &layer->moe.gate);
@@ -294,7 +298,7 @@ uint64_t dg_cuda_lay_out_scratch(const dg_backend_params *params, int32_t n_mult
         carve_moe(&c, model, hidden, rows, &s->experts.moe);
     }
     share(&c, place, &end);
-    carve_head(&c, model, model->canvas_length, &s->head);
+    if (params->place == 0) carve_head(&c, model, model->canvas_length, &s->head);
     share(&c, place, &end);
     return end;
 }

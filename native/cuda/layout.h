@@ -90,10 +90,11 @@ typedef struct dg_cuda_weights {
     bool fp4;       /* the device multiplies FP4 */
 } dg_cuda_weights;
 
-/* Plans the arena of everything in `model` that is not marked on_cpu. `fp4`: whether the device multiplies FP4. */
-dg_status dg_cuda_plan_weights(const dg_model *model, bool fp4, dg_cuda_weights *plan, dg_error *error);
+/* Plans the arena of everything in `model` whose place is `place`: embedding, self-conditioning and head are at place
+ * 0. `fp4`: whether the device multiplies FP4. */
+dg_status dg_cuda_plan_weights(const dg_model *model, int32_t place, bool fp4, dg_cuda_weights *plan, dg_error *error);
 /* The arena's bytes alone. */
-uint64_t dg_cuda_weight_bytes(const dg_model *model);
+uint64_t dg_cuda_weight_bytes(const dg_model *model, int32_t place);
 
 /* While weights are loaded: two buffers on the device through which they come. Gone before a session is created. */
 #define DG_CUDA_STAGING_BYTES (UINT64_C(32) << 20)
@@ -177,8 +178,8 @@ typedef struct dg_cuda_scratch {
     dg_cuda_head_scratch head;
 } dg_cuda_scratch;
 
-/* Divides the memory at `base` among the fields of `scratch`; with base NULL it only counts. Returns the bytes in all.
- * More multiprocessors may need more: products are split over more blocks. */
+/* Divides the memory at `base` among the fields of `scratch`, as far as params->place needs them; with base NULL it
+ * only counts. Returns the bytes in all. More multiprocessors may need more: products are split over more blocks. */
 uint64_t dg_cuda_lay_out_scratch(const dg_backend_params *params, int32_t n_multiprocessors, char *base,
                                  dg_cuda_scratch *scratch);
 

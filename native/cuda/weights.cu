@@ -63,7 +63,7 @@ dg_status check(const dg_model *model, const Plan &plan, dg_error *error) {
                        model->canvas_length, kMaxCanvas);
     for (int32_t i = 0; i < model->n_layers; i++) {
         const dg_layer *layer = &model->layers[i];
-        if (layer->on_cpu) continue;
+        if (layer->place == DG_PLACE_CPU) continue;
         if (model->n_heads * layer->head_dim > kMaxRowColumns)
             return dg_fail(error, DG_ERROR_BACKEND,
                            "layer %d: %d heads of %d; the CUDA backend takes at most %d columns: use the CPU", i,
@@ -72,7 +72,8 @@ dg_status check(const dg_model *model, const Plan &plan, dg_error *error) {
             return dg_fail(error, DG_ERROR_BACKEND,
                            "layer %d: head size %d; the CUDA backend runs multiples of 16 up to 512: use the CPU", i,
                            layer->head_dim);
-        if (!layer->moe.on_cpu && layer->moe.gate_up.data == nullptr && layer->moe.gate.type != layer->moe.up.type)
+        if (layer->moe.place != DG_PLACE_CPU && layer->moe.gate_up.data == nullptr &&
+            layer->moe.gate.type != layer->moe.up.type)
             return dg_fail(error, DG_ERROR_BACKEND,
                            "layer %d: the experts' gates and up projections have different types: use the CPU", i);
     }
@@ -186,23 +187,20 @@ std::vector<float> rotation_frequencies(const dg_model *model, int stride) {
     return frequencies;
 }
 
-/* Frees the arena unless it has been handed over to the model. */
-struct ArenaGuard {
-    DeviceModel *device;
-    ~ArenaGuard() {
-        if (device == nullptr) return;
-        cudaFree(device->arena);
-        delete device;
+/* Frees the arenas unless they have been handed over to the model. */
+struct Arenas {
+    DeviceModel *devices;
+    int32_t n;
+    ~Arenas() {
+        for (int32_t i = 0; devices != nullptr && i < n; i++) cudaFree(devices[i].arena);
+        delete[] devices;
     }
 };
 
-dg_status fill(const Plan &plan, const std::vector<float> &frequencies, const dg_model_params *params,
-               DeviceModel *device, Staging *staging, dg_error *error) {
-    Progress progress = {params, 0, 0};
-    for (const dg_cuda_item &item : plan)
-        progress.all += item.row_bytes == 0 ? item.bytes : item.matrix_bytes * (uint64_t)item.n_matrices;
+dg_status fill(const Plan &plan, const std::vector<float> &frequencies, DeviceModel *device, Staging *staging,
+               Progress *progress, dg_error *error) {
     for (const dg_cuda_item &item : plan) {
-        DG_TRY(upload(item, device->arena, staging, &progress, error));
+        DG_TRY(upload(item, device->arena, staging, progress, error));
         device->places[item.source] = {device->arena + item.offset, item.stored_type};
     }
     float *target = (float *)(device->arena + plan.frequencies);
@@ -214,19 +212,23 @@ dg_status fill(const Plan &plan, const std::vector<float> &frequencies, const dg
     return e == cudaSuccess ? DG_OK : upload_failure(e, error);
 }
 
-dg_status load(dg_model *model, const dg_model_params *params, dg_error *error) {
-    Plan plan;
-    DG_TRY(dg_cuda_plan_weights(model, has_fp4_mma(), &plan, error));
-    DG_TRY(check(model, plan, error));
+/* Behind what is there already, the device's name: "cuda (A, sm_89 + 1: B, sm_86". */
+void add_name(dg_model *model, const DeviceModel *device, const cudaDeviceProp &properties) {
+    const size_t length = strlen(model->backend_name);
+    char number[16] = "";
+    if (model->n_gpus > 1 || device->number > 0) snprintf(number, sizeof number, "%d: ", device->number);
+    snprintf(model->backend_name + length, sizeof model->backend_name - length, "%s%s%.60s, sm_%d%d",
+             length == 0 ? "cuda (" : " + ", number, properties.name, properties.major, properties.minor);
+}
 
+dg_status load_one(dg_model *model, const Plan &plan, DeviceModel *device, Progress *progress, dg_error *error) {
     std::vector<float> frequencies = rotation_frequencies(model, plan.frequency_stride);
-    ArenaGuard guard = {new DeviceModel()};
-    DeviceModel *device = guard.device;
     device->frequency_stride = plan.frequency_stride;
     cudaDeviceProp properties;
     Staging staging;
     size_t free_bytes = 0, total_bytes = 0;
-    cudaError_t e = cudaGetDeviceProperties(&properties, 0);
+    cudaError_t e = cudaSetDevice(device->number);
+    if (e == cudaSuccess) e = cudaGetDeviceProperties(&properties, device->number);
     if (e == cudaSuccess) e = cudaMemGetInfo(&free_bytes, &total_bytes);
     if (e == cudaSuccess) {
         device->n_multiprocessors = properties.multiProcessorCount;
@@ -239,12 +241,31 @@ dg_status load(dg_model *model, const dg_model_params *params, dg_error *error) 
                        "fewer layers (n_gpu_layers) or experts (n_cpu_moe) on the GPU, use a smaller file, or the CPU",
                        (double)(plan.bytes + 2 * DG_CUDA_STAGING_BYTES) / (1 << 30), (double)free_bytes / (1 << 30));
     if (e != cudaSuccess) return dg_fail(error, DG_ERROR_BACKEND, "CUDA: %s", cudaGetErrorString(e));
-    DG_TRY(fill(plan, frequencies, params, device, &staging, error));
+    DG_TRY(fill(plan, frequencies, device, &staging, progress, error));
+    add_name(model, device, properties);
+    return DG_OK;
+}
 
-    model->backend_data = device;
-    guard.device = nullptr;
-    snprintf(model->backend_name, sizeof model->backend_name, "cuda (%.60s, sm_%d%d)", properties.name,
-             properties.major, properties.minor);
+dg_status load(dg_model *model, const dg_model_params *params, dg_error *error) {
+    std::vector<Plan> plans((size_t)model->n_gpus);
+    Arenas arenas = {new DeviceModel[model->n_gpus], model->n_gpus};
+    Progress progress = {params, 0, 0};
+    for (int32_t place = 0; place < model->n_gpus; place++) {
+        Plan &plan = plans[(size_t)place];
+        arenas.devices[place].number = model->gpus[place];
+        const cudaError_t e = cudaSetDevice(model->gpus[place]);
+        if (e != cudaSuccess) return dg_fail(error, DG_ERROR_BACKEND, "CUDA: %s", cudaGetErrorString(e));
+        DG_TRY(dg_cuda_plan_weights(model, place, has_fp4_mma(), &plan, error));
+        DG_TRY(check(model, plan, error));
+        for (const dg_cuda_item &item : plan)
+            progress.all += item.row_bytes == 0 ? item.bytes : item.matrix_bytes * (uint64_t)item.n_matrices;
+    }
+    model->backend_name[0] = '\0';
+    for (int32_t place = 0; place < model->n_gpus; place++)
+        DG_TRY(load_one(model, plans[(size_t)place], &arenas.devices[place], &progress, error));
+    strncat(model->backend_name, ")", sizeof model->backend_name - strlen(model->backend_name) - 1);
+    model->backend_data = arenas.devices;
+    arenas.devices = nullptr;
     return DG_OK;
 }
 
@@ -262,10 +283,10 @@ dg_status load_model(dg_model *model, const dg_model_params *params, dg_error *e
 }
 
 void unload_model(dg_model *model) {
-    DeviceModel *device = (DeviceModel *)model->backend_data;
-    if (device == nullptr) return;
-    cudaFree(device->arena);
+    DeviceModel *devices = device_model(model, 0);
+    if (devices == nullptr) return;
+    for (int32_t i = 0; i < model->n_gpus; i++) cudaFree(devices[i].arena);
     cudaGetLastError();
-    delete device;
+    delete[] devices;
     model->backend_data = nullptr;
 }

@@ -6,8 +6,9 @@
 
 #include "cuda/device.cuh"
 
-/* dg_model.backend_data: what the backend has made of the mapped file, whose addresses `model` goes on naming. */
+/* What the backend has made of the mapped file on one device. */
 struct DeviceModel {
+    int number = 0;        /* of the device, as the runtime counts */
     char *arena = nullptr; /* the one allocation that every weight and vector of the model lies in: layout.h */
     const float *frequencies = nullptr; /* (n_layers, frequency_stride) of the rotation */
     int frequency_stride = 0;
@@ -36,6 +37,11 @@ struct DeviceModel {
         return found != places.end() ? found->second : Place{nullptr, 0};
     }
 };
+
+/* dg_model.backend_data: a DeviceModel for each of model.gpus. The model goes on naming addresses in the file. */
+static inline DeviceModel *device_model(const dg_model *model, int32_t place) {
+    return (DeviceModel *)model->backend_data + place;
+}
 
 /* dg_backend_ops.load_model and unload_model */
 dg_status load_model(dg_model *model, const dg_model_params *params, dg_error *error);

@@ -22,6 +22,7 @@ typedef struct dg_backend_params {
     int32_t max_rows; /* largest n of any call */
     int32_t type_k, type_v;
     float soft_embedding_bound; /* probability mass that `sample` may drop per row of its soft embedding; 0: none */
+    int32_t place;              /* the number in model->gpus of the GPU that this is for; 0 elsewhere */
 } dg_backend_params;
 
 /* Keys and values of one layer, head by head: k (n_kv_heads, capacity, k_dim), v (n_kv_heads, capacity, head_dim) in
@@ -40,18 +41,9 @@ typedef struct dg_kv_span {
     int32_t n;
 } dg_kv_span;
 
-/* What a device has. */
-typedef struct dg_device {
-    uint64_t free_bytes, total_bytes;
-    int32_t n_multiprocessors;
-} dg_device;
-
-/* Which memory: a backend that splits a model has two kinds, the others one. */
-typedef enum dg_place {
-    DG_PLACE_DEVICE, /* for layers that are not marked on_cpu */
-    DG_PLACE_CPU,    /* for those that are */
-    DG_PLACE_BOTH    /* for activations, which go to and fro: the address is the device's */
-} dg_place;
+/* Which memory: that of the layers of one place (model.h), or of activations, which go to and fro. A backend that
+ * divides a model has several, the others one. */
+enum { DG_PLACE_ALL = -2 /* the address is the first GPU's */ };
 
 /* What is not the same for all denoising steps of a session, and not in the device's memory. */
 typedef struct dg_step {
@@ -67,12 +59,15 @@ typedef enum dg_step_kind {
 } dg_step_kind;
 
 struct dg_backend_ops {
-    /* What the device has at this moment. NULL on the CPU. */
-    dg_status (*describe_device)(dg_device *device, dg_error *error);
+    /* The GPUs that the driver shows: at most `capacity`, and how many in `n`. What is free is what the driver says
+     * without being asked for a context, which takes hundreds of megabytes on each; gpu_memory makes one, and says what
+     * is left then. NULL on the CPU, as the next one. */
+    dg_status (*list_gpus)(dg_gpu_info *gpus, int32_t capacity, int32_t *n, dg_error *error);
+    dg_status (*gpu_memory)(int32_t number, uint64_t *free_bytes, dg_error *error);
 
-    /* Brings every weight and float vector of `model` that is not marked on_cpu to the device. The model goes on naming
-     * the mapped file; what the device has made of it is found through model->backend_data. On failure the model is as
-     * before. NULL where operations read the mapped file. */
+    /* Brings every weight and float vector of `model` whose place is a GPU to model->gpus[place]. The model goes on
+     * naming the mapped file; what the devices have made of it is found through model->backend_data. On failure the
+     * model is as before. NULL where operations read the mapped file. */
     dg_status (*load_model)(dg_model *model, const dg_model_params *params, dg_error *error);
     void (*unload_model)(dg_model *model);
 
@@ -82,10 +77,13 @@ struct dg_backend_ops {
     void (*free)(dg_backend *backend);
 
     /* Memory, zeroed. */
-    dg_status (*allocate)(dg_backend *backend, dg_place place, uint64_t n_bytes, void **memory, dg_error *error);
+    dg_status (*allocate)(dg_backend *backend, int32_t place, uint64_t n_bytes, void **memory, dg_error *error);
     void (*release)(dg_backend *backend, void *memory);
     void (*upload)(dg_backend *backend, void *memory, const void *host_data, uint64_t n_bytes);
     void (*download)(dg_backend *backend, void *host_data, const void *memory, uint64_t n_bytes);
+    /* From one GPU to another, behind all that `from` has been asked for, and before all that either is asked for from
+     * now on. NULL where there are no others. */
+    void (*send)(dg_backend *from, const void *memory, dg_backend *to, void *to_memory, uint64_t n_bytes);
 
     /* x (n, n_embd) = token_embd[ids] · √n_embd; of the canvas under way where host_ids is NULL */
     void (*embed)(dg_backend *backend, const int32_t *host_ids, int32_t n, float *x);
@@ -150,7 +148,7 @@ struct dg_backend_ops {
 
 /* "cpu (avx512)": the kernels chosen for this machine, capped by the environment variable DGEMMA_ISA. */
 extern const dg_backend_ops dg_cpu_backend;
-/* split.c: the CPU, and model->gpu for what is not marked on_cpu. */
+/* split.c: the CPU and the GPUs of a model that is divided, each for the layers whose place it is. */
 extern const dg_backend_ops dg_split_backend;
 const char *dg_cpu_backend_name(void);
 

@@ -19,7 +19,8 @@ const dg_backend_ops *dg_cuda_load(char *note, size_t note_size) {
 
 #define LIBRARY "libdgemma_cuda.so"
 
-typedef const dg_backend_ops *(*find_backend)(size_t model_bytes, size_t ops_bytes, char *note, size_t note_size);
+typedef const dg_backend_ops *(*find_backend)(const char *version, size_t model_bytes, size_t ops_bytes, char *note,
+                                              size_t note_size);
 
 /* Opens the library; NULL, and a reason in `note`, where there is none. */
 static void *open_library(char *note, size_t note_size) {
@@ -59,14 +60,18 @@ static void *open_library(char *note, size_t note_size) {
 const dg_backend_ops *dg_cuda_load(char *note, size_t note_size) {
     void *library = open_library(note, note_size);
     if (library == NULL) return NULL;
-    void *symbol = dlsym(library, "dg_cuda_backend");
+    void *symbol = dlsym(library, "dg_cuda_library");
     if (symbol == NULL) {
-        snprintf(note, note_size, "%s is not dgemma's CUDA backend", LIBRARY);
+        snprintf(note, note_size,
+                 dlsym(library, "dg_cuda_backend") != NULL
+                     ? "%s is of an older dgemma than the engine, %s: install both from one release"
+                     : "%s is not the CUDA backend of dgemma %s",
+                 LIBRARY, dg_version());
         return NULL;
     }
     find_backend find;
     memcpy(&find, &symbol, sizeof find); /* C has no cast between the two kinds of pointer */
-    return find(sizeof(dg_model), sizeof(dg_backend_ops), note, note_size);
+    return find(dg_version(), sizeof(dg_model), sizeof(dg_backend_ops), note, note_size);
 }
 
 #endif

@@ -45,18 +45,16 @@ static uint64_t place(const dg_layer *layer, const dg_kv_plan *plan, int64_t n_s
     return offset + k_bytes + v_bytes;
 }
 
-static bool is_at(const dg_layer *layer, dg_place where) { return layer->on_cpu == (where == DG_PLACE_CPU); }
-
-/* The layers of one place. Fills their `layers` and `canvas` where these are not NULL; returns the bytes in all. */
-static uint64_t lay_out(const dg_model *model, const dg_kv_plan *plan, dg_place where, char *base, dg_kv *layers,
+/* The layers of place `where`. Fills their `layers` and `canvas` where these are not NULL; returns the bytes in all. */
+static uint64_t lay_out(const dg_model *model, const dg_kv_plan *plan, int32_t where, char *base, dg_kv *layers,
                         dg_kv *canvas) {
     uint64_t offset = 0, end = 0;
     for (int32_t i = 0; i < model->n_layers; i++)
-        if (is_at(&model->layers[i], where))
+        if (model->layers[i].place == where)
             offset = place(&model->layers[i], plan, slots(model, &model->layers[i], plan), base, offset,
                            layers != NULL ? &layers[i] : NULL);
     for (int32_t i = 0; i < model->n_layers; i++) {
-        if (!is_at(&model->layers[i], where)) continue;
+        if (model->layers[i].place != where) continue;
         uint64_t behind =
             place(&model->layers[i], plan, model->canvas_length, base, offset, canvas != NULL ? &canvas[i] : NULL);
         if (behind > end) end = behind;
@@ -64,7 +62,7 @@ static uint64_t lay_out(const dg_model *model, const dg_kv_plan *plan, dg_place 
     return end;
 }
 
-uint64_t dg_kv_cache_bytes(const dg_model *model, const dg_kv_plan *plan, dg_place where) {
+uint64_t dg_kv_cache_bytes(const dg_model *model, const dg_kv_plan *plan, int32_t where) {
     return lay_out(model, plan, where, NULL, NULL, NULL);
 }
 
@@ -82,18 +80,19 @@ dg_status dg_kv_cache_create(const dg_model *model, dg_backend *backend, const d
     dg_status status = DG_OK;
     if (cache->layers == NULL || cache->canvas == NULL || cache->tokens == NULL)
         status = dg_fail(error, DG_ERROR_OUT_OF_MEMORY, "no memory for the tokens of a context of %d", plan->n_ctx);
-    for (dg_place where = DG_PLACE_DEVICE; where <= DG_PLACE_CPU && status == DG_OK; where++) {
-        uint64_t n_bytes = dg_kv_cache_bytes(model, plan, where);
+    for (int32_t where = DG_PLACE_CPU; where < DG_MAX_GPUS && status == DG_OK; where++) {
+        const uint64_t n_bytes = dg_kv_cache_bytes(model, plan, where);
+        void **memory = &cache->memory[where + 1];
         if (n_bytes == 0) continue;
-        status = cache->ops->allocate(backend, where, n_bytes, &cache->memory[where], error);
-        if (status == DG_OK) lay_out(model, plan, where, cache->memory[where], cache->layers, cache->canvas);
+        status = cache->ops->allocate(backend, where, n_bytes, memory, error);
+        if (status == DG_OK) lay_out(model, plan, where, *memory, cache->layers, cache->canvas);
     }
     if (status != DG_OK) dg_kv_cache_free(cache);
     return status;
 }
 
 void dg_kv_cache_free(dg_kv_cache *cache) {
-    for (int i = 0; i < 2; i++)
+    for (int i = 0; i < 1 + DG_MAX_GPUS; i++)
         if (cache->memory[i] != NULL) cache->ops->release(cache->backend, cache->memory[i]);
     free(cache->layers);
     free(cache->canvas);

@@ -9,8 +9,8 @@ typedef struct dg_kv_cache {
     const dg_model *model;
     const dg_backend_ops *ops;
     dg_backend *backend;
-    void *memory[2]; /* by dg_place: the allocations that `layers` and `canvas` point into */
-    dg_kv *layers;   /* (n_layers) */
+    void *memory[1 + DG_MAX_GPUS]; /* by place + 1: the allocations that `layers` and `canvas` point into */
+    dg_kv *layers;                 /* (n_layers) */
     dg_kv *canvas;   /* (n_layers) keys and values of the canvas being denoised; all of a place in the same memory,
                         since no layer needs another's */
     int32_t *tokens; /* (n_ctx) ids of the encoded tokens, on the host */
@@ -25,8 +25,8 @@ typedef struct dg_kv_plan {
     int32_t type_k, type_v;
 } dg_kv_plan;
 
-/* Bytes that a cache of this plan takes at DG_PLACE_DEVICE or DG_PLACE_CPU. */
-uint64_t dg_kv_cache_bytes(const dg_model *model, const dg_kv_plan *plan, dg_place place);
+/* Bytes that a cache of this plan takes at one place. */
+uint64_t dg_kv_cache_bytes(const dg_model *model, const dg_kv_plan *plan, int32_t place);
 
 dg_status dg_kv_cache_create(const dg_model *model, dg_backend *backend, const dg_kv_plan *plan, dg_kv_cache *cache,
                              dg_error *error);

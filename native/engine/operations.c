@@ -113,7 +113,7 @@ uint64_t dg_forward_bytes(const dg_model *model, int32_t max_rows) {
 dg_status dg_forward_create(const dg_model *model, dg_backend *backend, int32_t max_rows, const atomic_bool *cancel,
                             dg_profile *profile, dg_forward *f, dg_error *error) {
     *f = (dg_forward){.model = model, .ops = model->backend, .backend = backend, .cancel = cancel, .profile = profile};
-    DG_TRY(f->ops->allocate(backend, DG_PLACE_BOTH, dg_forward_bytes(model, max_rows), &f->memory, error));
+    DG_TRY(f->ops->allocate(backend, DG_PLACE_ALL, dg_forward_bytes(model, max_rows), &f->memory, error));
     lay_out(model, max_rows, f->memory, f);
     return DG_OK;
 }

@@ -76,8 +76,9 @@ dg_status dg_session_memory(const dg_model *model, const dg_session_params *give
     dg_session_plan plan;
     DG_TRY(dg_session_plan_of(model, given, &plan, error));
     memory->weights = model->weight_bytes;
-    memory->cache = dg_kv_cache_bytes(model, &plan.kv, DG_PLACE_DEVICE) +
-                    dg_kv_cache_bytes(model, &plan.kv, DG_PLACE_CPU) + (uint64_t)plan.params.n_ctx * sizeof(int32_t);
+    memory->cache = (uint64_t)plan.params.n_ctx * sizeof(int32_t);
+    for (int32_t place = DG_PLACE_CPU; place < DG_MAX_GPUS; place++)
+        memory->cache += dg_kv_cache_bytes(model, &plan.kv, place);
     memory->scratch = dg_forward_bytes(model, plan.backend.max_rows) + model->backend->scratch_bytes(&plan.backend);
     return DG_OK;
 }

@@ -51,7 +51,7 @@ typedef struct dg_error {
 const char *dg_version(void); /* "major.minor.patch" */
 
 /* Bounds of options, for programs that check before they call. */
-enum { DG_MAX_THREADS = 1024, DG_MAX_DENOISING_STEPS = 100000, DG_MAX_STABILITY_THRESHOLD = 64 };
+enum { DG_MAX_THREADS = 1024, DG_MAX_DENOISING_STEPS = 100000, DG_MAX_STABILITY_THRESHOLD = 64, DG_MAX_GPUS = 16 };
 
 /* ---- Tensor types, encoding and decoding -------------------------------------------------------------------- */
 
@@ -176,6 +176,20 @@ typedef struct dg_backend_info {
 /* Whether a backend can be used at all, without a model. DG_ERROR_BACKEND with the reason where it cannot. */
 dg_status dg_backend_check(dg_backend_kind kind, dg_backend_info *out, dg_error *error);
 
+typedef struct dg_gpu_info {
+    int32_t number;     /* as dg_model_params.device takes it: among those that CUDA_VISIBLE_DEVICES shows */
+    char name[64];      /* "NVIDIA GeForce RTX 4090" */
+    char uuid[48];      /* "GPU-…" */
+    int32_t capability; /* compute capability times ten: 89 */
+    int32_t n_multiprocessors;
+    uint64_t free_bytes, total_bytes;
+    char obstacle[160]; /* why it cannot be used; "" where it can */
+} dg_gpu_info;
+
+/* The GPUs that CUDA shows, usable or not: fills at most `capacity` and returns in `n` how many. DG_ERROR_BACKEND with
+ * the reason where there is no CUDA backend, no driver or no GPU. */
+dg_status dg_list_gpus(dg_gpu_info *gpus, int32_t capacity, int32_t *n, dg_error *error);
+
 /* Called while a long call works, with the share done in [0, 1]. Returning false cancels the call. */
 typedef bool (*dg_progress_callback)(float done, void *user);
 
@@ -189,6 +203,11 @@ typedef struct dg_model_params {
     dg_progress_callback progress;
     void *user;
     const struct dg_session_params *session; /* what sessions will be created with; NULL: the defaults */
+    const char *device; /* GPUs, separated by commas, the first of which holds embedding and head: each a number, a
+                           uuid, or a part of a name that no other has; "none": the CPU. NULL or "": the one with the
+                           most free memory, and where the model does not fit it, all of them */
+    const char *tensor_split; /* how layers are divided over several GPUs: proportions separated by commas, "3,1", or
+                                 "auto", by what is free. NULL or "": over the fewest, that is one where all fits */
 } dg_model_params;
 
 dg_model_params dg_model_params_default(void);
@@ -225,7 +244,10 @@ typedef struct dg_model_info {
     const char *backend_note; /* why a wanted GPU is not used, or how the model is divided; "" otherwise */
     int32_t n_gpu_layers;     /* the division in use; 0 and 0 on the CPU */
     int32_t n_cpu_moe;
-    const char *file_note; /* what the file leaves open, and how it was understood; "" otherwise */
+    const char *file_note;           /* what the file leaves open, and how it was understood; "" otherwise */
+    int32_t n_gpus;                  /* that the model is divided over, 0 on the CPU; */
+    int32_t gpus[DG_MAX_GPUS];       /* their numbers, */
+    int32_t gpu_layers[DG_MAX_GPUS]; /* and how many layers each has */
 } dg_model_info;
 
 /* Whether dg_model_open would open the file for the CPU: reads all its keys, norms and scales, and no other weights.
@@ -265,10 +287,18 @@ typedef struct dg_memory {
 /* What a session with these parameters takes, without creating it. */
 dg_status dg_session_memory(const dg_model *model, const dg_session_params *params, dg_memory *memory, dg_error *error);
 
-/* What a model and one session of it take on a GPU. */
+/* What one of several GPUs holds of a model and of one session of it. */
+typedef struct dg_gpu_share {
+    uint64_t available; /* given: bytes free on it */
+    float proportion;   /* given: of the layers; 0 for all GPUs: by what is free */
+    int32_t n_layers;   /* returned, as all that follows; the layers follow each other from GPU to GPU */
+    uint64_t weights, cache, scratch, reserve, total; /* as in dg_gpu_plan */
+} dg_gpu_share;
+
+/* What a model and one session of it take on a GPU, or on several together. */
 typedef struct dg_gpu_plan {
     size_t size;          /* sizeof(dg_gpu_plan) */
-    uint64_t available;   /* given: bytes free on the GPU; only looked at for n_gpu_layers −1 */
+    uint64_t available;   /* given: bytes free on the GPU; only looked at for n_gpu_layers −1, and with n_gpus 0 */
     int32_t n_gpu_layers; /* given and returned, as in dg_model_params */
     int32_t n_cpu_moe;
     uint64_t weights; /* returned: bytes of the weights on the GPU */
@@ -276,6 +306,8 @@ typedef struct dg_gpu_plan {
     uint64_t scratch; /* a session's working memory */
     uint64_t reserve; /* left to captured steps, the kernels' code, and rounding */
     uint64_t total;
+    int32_t n_gpus; /* given: how many of the following; 0: one, with `available` */
+    dg_gpu_share gpus[DG_MAX_GPUS];
 } dg_gpu_plan;
 
 /* Plans without a GPU at hand. DG_ERROR_OUT_OF_MEMORY where not even the embedding would fit. */

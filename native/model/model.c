@@ -43,6 +43,9 @@ void dg_model_describe(const dg_model *model, dg_model_info *out) {
         .file_note = model->file_note,
     };
     memcpy(info.end_tokens, model->end_tokens, sizeof info.end_tokens);
+    info.n_gpus = model->n_gpus;
+    memcpy(info.gpus, model->gpus, sizeof info.gpus);
+    memcpy(info.gpu_layers, model->gpu_layers, sizeof info.gpu_layers);
     for (int32_t i = 0; i < model->n_layers; i++) info.n_sliding_layers += model->layers[i].sliding;
     memcpy(out, &info, out->size < sizeof info ? out->size : sizeof info);
 }

@@ -26,13 +26,16 @@ typedef struct dg_weight {
     int32_t index;         /* of its tensor in the file: a backend finds what it has made of the weight by it */
 } dg_weight;
 
+/* A place that is no GPU: weights stay in the mapped file, and operations run on the CPU. */
+enum { DG_PLACE_CPU = -1 };
+
 /* Gate, up and down of a gated MLP: (gelu_tanh(x gateᵀ) ∘ x upᵀ) downᵀ. */
 typedef struct dg_mlp {
     const float *norm; /* (n_embd) applied to x first */
     dg_weight gate;    /* (n_ff, n_embd) */
     dg_weight up;      /* (n_ff, n_embd) */
     dg_weight down;    /* (n_embd, n_ff) */
-    bool on_cpu;       /* see dg_layer */
+    int32_t place;     /* see dg_layer */
     int32_t index;     /* of the layer; n_layers: the self-conditioning's */
 } dg_mlp;
 
@@ -44,7 +47,7 @@ typedef struct dg_moe {
     dg_weight gate, up;        /* (n_experts, n_ff_expert, n_embd) each */
     dg_weight down;            /* (n_experts, n_embd, n_ff_expert) */
     const float *expert_scale; /* (n_experts) factor of each expert's share */
-    bool on_cpu;               /* see dg_layer; the experts may be there alone */
+    int32_t place;             /* see dg_layer; the experts may be on the CPU alone */
     int32_t index;             /* of the layer */
 } dg_moe;
 
@@ -55,7 +58,8 @@ typedef struct dg_layer {
     int32_t n_kv_heads;
     int32_t n_rot;   /* rotated dimensions of a head: pairs (i, i + head_dim/2) for i < n_rot/2 */
     float rope_base; /* frequency i is rope_base^(−2i/head_dim) */
-    bool on_cpu;     /* in a model split between a GPU and the CPU: stays in the mapped file and runs there */
+    int32_t place;   /* where it lies and runs: the GPU of that number in dg_model.gpus, or DG_PLACE_CPU. 0 in a model
+                        that is not divided */
 
     const float *attn_norm;           /* (n_embd) */
     dg_weight attn_q;                 /* (n_heads·head_dim, n_embd) */
@@ -107,13 +111,16 @@ struct dg_model {
     uint64_t weight_bytes;
     dg_file *file;
     const dg_backend_ops *backend;
-    const dg_backend_ops *gpu;  /* the GPU's share of a split backend; NULL elsewhere */
+    const dg_backend_ops *gpu;  /* the GPUs' share of a split backend; NULL elsewhere */
     void *backend_data;         /* what ops->load_model keeps; NULL on the CPU */
     void (*unload)(dg_model *); /* frees what the device holds; NULL where it holds nothing */
     dg_backend_kind backend_kind;
-    int32_t n_gpu_layers; /* the last so many layers are on the GPU, … */
-    int32_t n_cpu_moe;    /* … but for the experts of the last so many */
-    char backend_name[128];
+    int32_t n_gpu_layers;      /* the last so many layers are on the GPU, … */
+    int32_t n_cpu_moe;         /* … but for the experts of the last so many */
+    int32_t n_gpus;            /* that the model is divided over; 0 on the CPU */
+    int32_t gpus[DG_MAX_GPUS]; /* their numbers, as dg_list_gpus counts; the first holds embedding, head and canvas */
+    int32_t gpu_layers[DG_MAX_GPUS]; /* layers of each, in this order */
+    char backend_name[256];
     char backend_note[512];
     char file_note[256];     /* what the file left open, and how it was understood; "" otherwise */
     atomic_int n_references; /* the opener and each session */

@@ -13,7 +13,7 @@ from . import hub
 from ._native import MAX_THREADS, Model, Session
 from .chat.template import ChatTemplate
 from .compat.llama import LlamaMethods
-from .compat.llama_arguments import check_constructor
+from .compat.llama_arguments import check_constructor, device_of
 from .compat.requests import AnswerOptions, accept, warn_once
 from .errors import ModelFileError, OptionTypeError, OptionValueError
 from .generation.choices import Choices
@@ -34,6 +34,12 @@ if TYPE_CHECKING:
 Prompt: TypeAlias = str | Ids
 
 
+def _split_text(tensor_split: str | Sequence[float] | None) -> str | None:
+    if tensor_split is None or isinstance(tensor_split, str):
+        return tensor_split
+    return ",".join(str(float(proportion)) for proportion in tensor_split)
+
+
 class DiffusionGemma(LlamaMethods):
     """A loaded model with one conversation's cache; more of these come from `session`.
 
@@ -45,6 +51,11 @@ class DiffusionGemma(LlamaMethods):
         n_gpu_layers: how many layers, the last ones, the GPU keeps; "auto": as many as fit.
         n_cpu_moe: the experts of the last so many layers stay on the CPU; "auto" may add more.
         backend: "auto", "cpu" or "cuda".
+        device: which GPU: its number as `dgemma doctor` lists it, its uuid, or a part of its name;
+            several, separated by commas; "none": the CPU. None: the one with the most free memory,
+            and where the model does not fit it, all of them.
+        tensor_split: how layers are divided over several GPUs: proportions such as [3, 1] or "3,1",
+            or "auto", by what is free. None: over the fewest.
         type_k, type_v: type of the cache: "f32", "f16", "bf16" or "q8_0".
         use_mmap: False reads the file into memory.
         seed: for every answer that names none; None: a new one each time.
@@ -71,6 +82,8 @@ class DiffusionGemma(LlamaMethods):
         n_gpu_layers: int | str = "auto",
         n_cpu_moe: int = 0,
         backend: str = "auto",
+        device: str | int | None = None,
+        tensor_split: str | Sequence[float] | None = None,
         type_k: int | str | None = "f16",
         type_v: int | str | None = "f16",
         use_mmap: bool = True,
@@ -95,6 +108,9 @@ class DiffusionGemma(LlamaMethods):
                 "physical core",
                 param="n_threads",
             )
+        if device is None:
+            device, complaints = device_of(others)
+            warn_once(complaints, stacklevel=3)
         self.model_path = os.fspath(model_path)
         self.verbose = verbose
         self.set_seed(seed)
@@ -111,13 +127,15 @@ class DiffusionGemma(LlamaMethods):
                 backend=backend,
                 n_gpu_layers=-1 if isinstance(n_gpu_layers, str) else n_gpu_layers,
                 n_cpu_moe=n_cpu_moe,
+                device=None if device is None else str(device),
+                tensor_split=_split_text(tensor_split),
                 use_mmap=use_mmap,
                 progress=progress.share,
                 session=self._params,
             )
         self.info: ModelInfo = self._model.info
         if warn_of_unused_gpu:
-            self._warn_of_unused_gpu(n_gpu_layers, n_cpu_moe)
+            self._warn_of_unused_gpu(n_gpu_layers, n_cpu_moe, tensor_split)
         self.sampling = self.info.sampling  # of answers that do not say otherwise
         self._params["n_ctx"] = min(n_ctx, self.info.context_length) if n_ctx > 0 else n_ctx
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
@@ -126,16 +144,22 @@ class DiffusionGemma(LlamaMethods):
         self._template: ChatTemplate | None = None
         self._session = self.session()
 
-    def _warn_of_unused_gpu(self, n_gpu_layers: int | str, n_cpu_moe: int) -> None:
-        asked = isinstance(n_gpu_layers, int) and n_gpu_layers != 0
-        if self.info.backend != "cpu" or not (asked or n_cpu_moe):
+    def _warn_of_unused_gpu(
+        self, n_gpu_layers: int | str, n_cpu_moe: int, tensor_split: object
+    ) -> None:
+        asked = {
+            "n_gpu_layers": n_gpu_layers if isinstance(n_gpu_layers, int) else 0,
+            "n_cpu_moe": n_cpu_moe,
+            "tensor_split": tensor_split,
+        }
+        without_effect = [f"{name}={value!r}" for name, value in asked.items() if value]
+        if self.info.backend != "cpu" or not without_effect:
             return
-        what = f"n_gpu_layers={n_gpu_layers}" if asked else f"n_cpu_moe={n_cpu_moe}"
         reason = (
             self.info.backend_note
             or 'the CPU was asked for, or no GPU is there (see "dgemma doctor")'
         )
-        warnings.warn(f"{what} has no effect: {reason}", RuntimeWarning, stacklevel=3)
+        warnings.warn(f"{without_effect[0]} has no effect: {reason}", RuntimeWarning, stacklevel=3)
 
     @classmethod
     def from_pretrained(
@@ -284,8 +308,14 @@ class DiffusionGemma(LlamaMethods):
         """What this model and its default session hold on the GPU; None on the CPU."""
         if self.info.backend != "cuda":
             return None
-        split = {"n_gpu_layers": self.info.n_gpu_layers, "n_cpu_moe": self.info.n_cpu_moe}
-        return self._model.gpu_plan(**split, **self._params)
+        layers = self.info.gpu_layers
+        return self._model.gpu_plan(
+            [0] * len(layers),
+            self.info.n_gpu_layers,
+            self.info.n_cpu_moe,
+            layers if len(layers) > 1 else (),
+            **self._params,
+        )
 
     def session(self, **params: Unpack[SessionParams]) -> Session:
         """Another conversation over the same weights; `params` override the constructor's."""

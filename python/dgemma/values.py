@@ -110,7 +110,11 @@ class CanvasStep:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Sizes of a loaded model, and what it runs on."""
+    """Sizes of a loaded model, and what it runs on.
+
+    `gpus` are the numbers of the GPUs that it is divided over, as `list_gpus` counts them, and
+    `gpu_layers` says how many layers each has.
+    """
 
     n_layers: int
     n_embd: int
@@ -134,6 +138,8 @@ class ModelInfo:
     n_gpu_layers: int
     n_cpu_moe: int
     file_note: str = ""
+    gpus: tuple[int, ...] = ()
+    gpu_layers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -162,8 +168,24 @@ class Activations:
 
 
 @dataclass(frozen=True)
+class GpuShare:
+    """What one GPU holds of a model, in bytes, and how many layers of it."""
+
+    available: int
+    n_layers: int
+    weights: int
+    cache: int
+    scratch: int
+    reserve: int
+    total: int
+
+
+@dataclass(frozen=True)
 class GpuPlan:
-    """Bytes that a model and one session take on a GPU, and which part of the model is there."""
+    """Bytes that a model and one session take on a GPU, and which part of the model is there.
+
+    Of several GPUs it is the sum, and `gpus` says what each holds.
+    """
 
     n_gpu_layers: int
     n_cpu_moe: int
@@ -172,6 +194,7 @@ class GpuPlan:
     scratch: int
     reserve: int
     total: int
+    gpus: tuple[GpuShare, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -181,6 +204,22 @@ class BackendCheck:
     name: str
     free_bytes: int
     total_bytes: int
+
+
+@dataclass(frozen=True)
+class GpuInfo:
+    """A GPU as CUDA shows it: `number` is what `device` takes, `capability` such as "8.9".
+
+    `obstacle` says why it cannot be used; "" where it can.
+    """
+
+    number: int
+    name: str
+    uuid: str
+    capability: str
+    free_bytes: int
+    total_bytes: int
+    obstacle: str
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import gc
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -266,3 +269,38 @@ def test_an_open_model_on_the_cpu_is_untouched_by_the_device(
     model = open_model(gguf_file("small"), backend="cpu")
     model.session().prefill([1, 2, 3])
     assert device.calls() == 0
+
+
+def test_the_emulation_sees_memory_of_another_device(cuda_library: Path) -> None:
+    program = "import ctypes, sys; ctypes.CDLL(sys.argv[1]).emulation_touch(1, int(sys.argv[2]))"
+    for by, expected in ((1, 0), (0, -11)):
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(cuda_library), str(by)],
+            env={"DGEMMA_EMULATION_DEVICES": "2"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == expected, done.stderr
+        assert ("memory of device 1 is touched by another" in done.stderr) == (expected != 0)
+
+
+@pytest.mark.parametrize(
+    ("version", "n_bytes", "message"),
+    [
+        (
+            "9.9.9",
+            0,
+            f"the CUDA library is dgemma {dgemma.__version__}, and the engine dgemma 9.9.9",
+        ),
+        (dgemma.__version__, 1, "are different builds of dgemma"),
+    ],
+)
+def test_a_library_of_another_version_says_so(
+    cuda_library: Path, version: str, n_bytes: int, message: str
+) -> None:
+    find = ctypes.CDLL(str(cuda_library)).dg_cuda_library
+    find.restype = ctypes.c_void_p
+    find.argtypes = [ctypes.c_char_p] + [ctypes.c_size_t] * 2 + [ctypes.c_char_p, ctypes.c_size_t]
+    note = ctypes.create_string_buffer(256)
+    assert find(version.encode(), n_bytes, n_bytes, note, 256) is None
+    assert message in note.value.decode()

@@ -27,7 +27,9 @@ class Device:
     def __init__(self, library: Path) -> None:
         self._c = ctypes.CDLL(str(library))
         self._c.emulation_fail_at.argtypes = [ctypes.c_long, ctypes.c_int]
-        for name in ("calls", "alive", "steps_captured", "steps_updated", "steps_launched"):
+        self._c.emulation_lose.argtypes = [ctypes.c_int]
+        self._c.emulation_allocated.argtypes = [ctypes.c_int]
+        for name in ("calls", "alive", "sent", "steps_captured", "steps_updated", "steps_launched"):
             getattr(self._c, f"emulation_{name}").restype = ctypes.c_long
         for name in ("allocated", "peak"):
             getattr(self._c, f"emulation_{name}").restype = ctypes.c_size_t
@@ -48,12 +50,20 @@ class Device:
         """Calls of the runtime since the last `heal` or `fail_at`."""
         return int(self._c.emulation_calls())
 
-    def allocated(self) -> int:
-        """Bytes of device memory in use."""
-        return int(self._c.emulation_allocated())
+    def lose(self, device: int) -> None:
+        """Every call of that device fails from now on."""
+        self._c.emulation_lose(device)
+
+    def sent(self) -> int:
+        """Copies from one device to another so far."""
+        return int(self._c.emulation_sent())
+
+    def allocated(self, device: int = -1) -> int:
+        """Bytes in use of one device's memory, or of all."""
+        return int(self._c.emulation_allocated(device))
 
     def peak(self) -> int:
-        """The most of them since this was asked last."""
+        """The most bytes of the first device since this was asked last."""
         return int(self._c.emulation_peak())
 
     def alive(self) -> int:

@@ -6,10 +6,12 @@ any thread: memory is given back once the last view or call that uses it is gone
 
 from .calls import (
     MAX_DENOISING_STEPS,
+    MAX_GPUS,
     MAX_STABILITY_THRESHOLD,
     MAX_THREADS,
     backend_check,
     check_release,
+    list_gpus,
     measure_limits,
     version,
 )
@@ -20,6 +22,7 @@ from .types import dequantize, quantize, type_info
 
 __all__ = [
     "MAX_DENOISING_STEPS",
+    "MAX_GPUS",
     "MAX_STABILITY_THRESHOLD",
     "MAX_THREADS",
     "File",
@@ -31,6 +34,7 @@ __all__ = [
     "check_model",
     "check_release",
     "dequantize",
+    "list_gpus",
     "measure_limits",
     "quantize",
     "token_ids",

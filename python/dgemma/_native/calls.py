@@ -22,7 +22,7 @@ from ..errors import (
     OptionValueError,
     OutOfMemoryError,
 )
-from ..values import BackendCheck, Limits, Progress
+from ..values import BackendCheck, GpuInfo, Limits, Progress
 
 PathLike = str | os.PathLike[str]
 
@@ -42,6 +42,7 @@ def check_release(compiled: str, python: str = RELEASE) -> None:
 check_release(str(ffi.string(lib.dg_version()).decode()))
 
 MAX_THREADS = int(lib.DG_MAX_THREADS)
+MAX_GPUS = int(lib.DG_MAX_GPUS)
 MAX_DENOISING_STEPS = int(lib.DG_MAX_DENOISING_STEPS)
 MAX_STABILITY_THRESHOLD = int(lib.DG_MAX_STABILITY_THRESHOLD)
 
@@ -144,6 +145,24 @@ def backend_check(name: str) -> BackendCheck:
     check(lib.dg_backend_check(kinds[name], info, error), error)
     text = ffi.string(info.name).decode()
     return BackendCheck(text, int(info.free_bytes), int(info.total_bytes))
+
+
+def list_gpus() -> list[GpuInfo]:
+    """The GPUs that CUDA shows, usable or not; BackendError says why there are none."""
+    gpus, n, error = ffi.new("dg_gpu_info[]", MAX_GPUS), ffi.new("int32_t *"), ffi.new("dg_error *")
+    check(lib.dg_list_gpus(gpus, MAX_GPUS, n, error), error)
+    return [
+        GpuInfo(
+            number=gpu.number,
+            name=ffi.string(gpu.name).decode("utf-8", "replace"),
+            uuid=ffi.string(gpu.uuid).decode(),
+            capability=f"{gpu.capability // 10}.{gpu.capability % 10}",
+            free_bytes=int(gpu.free_bytes),
+            total_bytes=int(gpu.total_bytes),
+            obstacle=ffi.string(gpu.obstacle).decode("utf-8", "replace"),
+        )
+        for gpu in gpus[0 : n[0]]
+    ]
 
 
 def measure_limits(n_threads: int = 0) -> Limits:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypedDict
 
 import numpy as np
 
 from .._dgemma import ffi, lib
 from ..errors import Error
-from ..values import GpuPlan, Memory, ModelInfo, Progress, Sampling
-from .calls import Call, PathLike, c_path, check, int32
+from ..values import GpuPlan, GpuShare, Memory, ModelInfo, Progress, Sampling
+from .calls import MAX_GPUS, Call, PathLike, c_path, check, int32
 from .file import File
 from .types import type_info
 
@@ -70,6 +71,7 @@ class Model:
 
     `backend`: "auto", "cpu" or "cuda". `n_gpu_layers`: the last so many layers are kept on the
     GPU; -1: as many as fit beside a session with the parameters `session` (those of `Session`).
+    `device` and `tensor_split` choose GPUs and divide layers over them: see dg_model_params.
     `use_mmap`: False reads the file into memory.
     """
 
@@ -80,6 +82,8 @@ class Model:
         backend: str = "auto",
         n_gpu_layers: int = -1,
         n_cpu_moe: int = 0,
+        device: str | None = None,
+        tensor_split: str | None = None,
         use_mmap: bool = True,
         progress: Progress | None = None,
         session: SessionParams | None = None,
@@ -91,6 +95,8 @@ class Model:
         params.backend = _BACKENDS[backend]
         params.n_gpu_layers = int32("n_gpu_layers", n_gpu_layers)
         params.n_cpu_moe = int32("n_cpu_moe", n_cpu_moe)
+        names = [ffi.new("char[]", (text or "").encode()) for text in (device, tensor_split)]
+        params.device, params.tensor_split = names
         params.use_mmap = use_mmap
         params.progress = lib.dgemma_progress
         params.user = call.handle
@@ -121,21 +127,38 @@ class Model:
         return Memory(memory.weights, memory.cache, memory.scratch)
 
     def gpu_plan(
-        self, available: int = 0, n_gpu_layers: int = -1, n_cpu_moe: int = 0, **params: Any
+        self,
+        available: int | Sequence[int] = 0,
+        n_gpu_layers: int = -1,
+        n_cpu_moe: int = 0,
+        proportions: Sequence[float] = (),
+        **params: Any,
     ) -> GpuPlan:
         """What the model and a session with `params` (those of `Session`) would take on a GPU.
 
         With `n_gpu_layers` -1 as many layers and experts as fit into `available` bytes are placed
-        on it. Needs no GPU. OutOfMemoryError where not even the embedding would fit.
+        on it; of several numbers, each is what is free on one GPU. Layers are divided over these by
+        `proportions`, or by what is free. Needs no GPU. OutOfMemoryError where not even the
+        embedding would fit.
         """
+        cards = [available] if isinstance(available, int) else list(available)
+        if not 1 <= len(cards) <= MAX_GPUS or len(proportions) not in (0, len(cards)):
+            raise ValueError(
+                f"{len(cards)} GPUs with {len(proportions)} proportions: expected 1 to {MAX_GPUS}, "
+                "and a proportion for each or none"
+            )
         plan, error = ffi.new("dg_gpu_plan *"), ffi.new("dg_error *")
         plan.size = ffi.sizeof("dg_gpu_plan")
-        plan.available = available
+        plan.n_gpus = len(cards)
+        for i, card in enumerate(cards):
+            plan.gpus[i].available = card
+            plan.gpus[i].proportion = proportions[i] if proportions else 0.0
         plan.n_gpu_layers = int32("n_gpu_layers", n_gpu_layers)
         plan.n_cpu_moe = int32("n_cpu_moe", n_cpu_moe)
         model, session = self.pointer(), session_params(**params)
         check(lib.dg_model_plan_gpu(model, session, plan, error), error)
-        return GpuPlan(**{name: getattr(plan, name) for name in GpuPlan.__annotations__})
+        shares = [_numbers(plan.gpus[i], GpuShare) for i in range(len(cards))]
+        return GpuPlan(**_numbers(plan, GpuPlan), gpus=tuple(GpuShare(**s) for s in shares))
 
     def close(self) -> None:
         """Lets go of the weights; they stay until the last session and view are gone."""
@@ -154,21 +177,25 @@ def check_model(path: PathLike) -> None:
     check(lib.dg_model_check(c_path(path), error), error)
 
 
+def _numbers(c: Any, kind: type[Any]) -> dict[str, int]:
+    """The whole numbers of a C struct that a value of this kind has as well."""
+    return {
+        name: int(getattr(c, name)) for name, what in kind.__annotations__.items() if what == "int"
+    }
+
+
 def _model_info(model: Any) -> ModelInfo:
     c = ffi.new("dg_model_info *")
     c.size = ffi.sizeof("dg_model_info")
     lib.dg_model_describe(model, c)
-    numbers = {
-        name: int(getattr(c, name))
-        for name, kind in ModelInfo.__annotations__.items()
-        if kind == "int"
-    }
     return ModelInfo(
-        **numbers,
+        **_numbers(c, ModelInfo),
         sampling=_sampling(c.sampling),
         end_tokens=tuple(c.end_tokens[i] for i in range(c.n_end_tokens)),
         backend=next(name for name, kind in _BACKENDS.items() if kind == c.backend),
         backend_name=ffi.string(c.backend_name).decode(),
         backend_note=ffi.string(c.backend_note).decode(),
         file_note=ffi.string(c.file_note).decode(),
+        gpus=tuple(c.gpus[i] for i in range(c.n_gpus)),
+        gpu_layers=tuple(c.gpu_layers[i] for i in range(c.n_gpus)),
     )

@@ -89,6 +89,8 @@ def cluster_settings(args: argparse.Namespace) -> Settings:
         n_threads=args.threads or None,
         n_gpu_layers=args.n_gpu_layers,
         n_cpu_moe=args.n_cpu_moe,
+        device=args.device,
+        tensor_split=args.tensor_split,
         backend=args.backend,
         type_k=args.cache_type_k,
         type_v=args.cache_type_v,

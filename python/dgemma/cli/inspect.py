@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import os
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
-from .._native import Model
+from .._native import MAX_GPUS, Model
 from ..errors import Error, OutOfMemoryError
 from ..gguf_file import File, Tensor
 from ..opening import open_as_generate_does
 from ..sizes import size_text
 from ..tensor_kinds import Kind, kind_of
+from ..values import GpuPlan
 from .common import Subparsers, add_common_options, print_json
 
 CONTEXTS = (4096, 8192, 32768, 65536, 131072)
@@ -27,13 +30,31 @@ def add_parser(commands: Subparsers) -> None:
     parser = commands.add_parser("inspect", help="say what a file is and what it needs")
     parser.add_argument("file", metavar="F", help="GGUF file")
     parser.add_argument("--tensors", action="store_true", help="list every tensor")
+    parser.add_argument(
+        "--gpu-memory",
+        metavar="GIB[,GIB...]",
+        type=_cards,
+        help="say how it would be divided over GPUs with so many GiB free",
+    )
     add_common_options(parser, "ctx_size", "json")
     parser.set_defaults(run=run)
 
 
+def _cards(text: str) -> list[float]:
+    sizes = [float(size) for size in text.split(",")]
+    if not 1 <= len(sizes) <= MAX_GPUS or not all(0 < size < 1e6 for size in sizes):
+        raise ValueError(text)  # argparse says which option
+    return sizes
+
+
 def run(args: argparse.Namespace) -> int:
     """Prints the description of a file."""
-    found = describe(args.file, n_ctx=args.ctx_size, with_tensors=args.tensors or args.json)
+    found = describe(
+        args.file,
+        n_ctx=args.ctx_size,
+        with_tensors=args.tensors or args.json,
+        cards=args.gpu_memory or (),
+    )
     if args.json:
         print_json(found)
     else:
@@ -41,10 +62,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def describe(path: str, *, n_ctx: int, with_tensors: bool) -> dict[str, Any]:
+def describe(
+    path: str, *, n_ctx: int, with_tensors: bool, cards: Sequence[float] = ()
+) -> dict[str, Any]:
     """What the file holds. `runs` is False, with a `reason`, where the engine refuses it.
 
-    `n_ctx`: the context, 0 the model's own, for which `session` says what one more of them takes.
+    `n_ctx`: the context, 0 the model's own, for which `session` says what one more of them takes,
+    and `division` how the model is divided over GPUs with `cards` GiB free.
     """
     with File(path) as file:
         keys, tensors = file.keys, file.tensors
@@ -71,7 +95,7 @@ def describe(path: str, *, n_ctx: int, with_tensors: bool) -> dict[str, Any]:
                 {"name": t.name, "type": t.type.name, "shape": t.shape, "bytes": len(t.data)}
                 for t in tensors
             ]
-    found.update(_as_model(path, n_ctx))
+    found.update(_as_model(path, n_ctx, cards))
     return found
 
 
@@ -81,7 +105,7 @@ def _bits_per_weight(tensors: list[Tensor]) -> float:
     return 8 * sum(len(tensor.data) for tensor in tensors) / max(n_weights, 1)
 
 
-def _as_model(path: str, n_ctx: int) -> dict[str, Any]:
+def _as_model(path: str, n_ctx: int, cards: Sequence[float]) -> dict[str, Any]:
     try:
         open_as_generate_does(path).close()
         model = Model(path, backend="cpu")
@@ -105,8 +129,13 @@ def _as_model(path: str, n_ctx: int) -> dict[str, Any]:
             "memory": memory,
             "session": {"n_ctx": asked, "bytes": model.memory(n_ctx=asked).session},
             "gpu": _on_gpus(model, sizes),
+            "division": _division(model, cards, asked) if cards else None,
             "machine_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         }
+
+
+def _sums(plan: GpuPlan) -> dict[str, Any]:
+    return {name: value for name, value in vars(plan).items() if name != "gpus"}
 
 
 def _on_gpus(model: Model, contexts: list[int]) -> list[dict[str, Any]]:
@@ -116,16 +145,40 @@ def _on_gpus(model: Model, contexts: list[int]) -> list[dict[str, Any]]:
         for kind in CACHE_TYPES:
             session: dict[str, Any] = {"n_ctx": n_ctx, "type_k": kind, "type_v": kind}
             whole = model.gpu_plan(n_gpu_layers=model.info.n_layers, **session)
-            entry = {"n_ctx": n_ctx, "cache_type": kind, **vars(whole), "cards": {}}
+            entry = {"n_ctx": n_ctx, "cache_type": kind, **_sums(whole), "cards": {}}
             for card in CARDS:
                 try:
                     plan = model.gpu_plan(card * GIB - DRIVER, **session)
                 except OutOfMemoryError:
                     entry["cards"][card] = None
                 else:
-                    entry["cards"][card] = vars(plan)
+                    entry["cards"][card] = _sums(plan)
             found.append(entry)
     return found
+
+
+def _division(model: Model, cards: Sequence[float], n_ctx: int) -> dict[str, Any]:
+    try:
+        plan = model.gpu_plan([int(card * GIB) for card in cards], n_ctx=n_ctx)
+    except OutOfMemoryError as problem:
+        return {"n_ctx": n_ctx, "fits": False, "reason": str(problem)}
+    return {"n_ctx": n_ctx, "fits": True, **asdict(plan)}
+
+
+def _division_lines(division: dict[str, Any], n_layers: int) -> list[str]:
+    lines = [f"  divided, with a context of {division['n_ctx']:,}:"]
+    if not division["fits"]:
+        return [*lines, f"    {division['reason']}"]
+    first = n_layers - division["n_gpu_layers"]
+    if first or division["n_cpu_moe"]:
+        lines.append(f"    CPU: {first} layers, and the experts of {division['n_cpu_moe']}")
+    for number, share in enumerate(division["gpus"]):
+        what = "the embedding and " if number == 0 else ""
+        lines.append(
+            f"    GPU {number}: {what}{share['n_layers']} layers, {size_text(share['total'])} of "
+            f"{size_text(share['available'])}"
+        )
+    return lines
 
 
 def _split_text(plan: dict[str, int] | None, n_layers: int) -> str:
@@ -186,6 +239,8 @@ def _lines(found: dict[str, Any], tensors: bool) -> list[str]:
             f"{size_text(session['bytes'])}"
         )
         lines += _gpu_lines(found)
+        if found["division"]:
+            lines += _division_lines(found["division"], model["n_layers"])
         if model["file_note"]:
             lines.append(f"  note: {model['file_note']}")
         lines.append("  runs here")

@@ -43,6 +43,19 @@ def add_model_options(parser: argparse.ArgumentParser, *, source: bool = True) -
         default=0,
         help="the experts of the last N layers stay on the CPU",
     )
+    group.add_argument(
+        "--device",
+        metavar="GPU",
+        help="number, uuid or part of the name of the GPU, or several, separated by commas "
+        "(default: the one with the most free memory; `dgemma doctor` lists them)",
+    )
+    group.add_argument(
+        "-ts",
+        "--tensor-split",
+        metavar="3,1",
+        help="how layers are divided over several GPUs: proportions, or auto, by free memory "
+        "(default: over the fewest)",
+    )
     for letter, what in (("k", "keys"), ("v", "values")):
         group.add_argument(
             f"-ct{letter}",
@@ -75,6 +88,8 @@ def load_model(args: argparse.Namespace, path: str | None = None) -> DiffusionGe
         n_threads=args.threads,
         n_gpu_layers=args.n_gpu_layers,
         n_cpu_moe=args.n_cpu_moe,
+        device=args.device,
+        tensor_split=args.tensor_split,
         backend=args.backend,
         type_k=args.cache_type_k,
         type_v=args.cache_type_v,

@@ -8,15 +8,15 @@ they seem is refused.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, TypedDict, get_args, get_type_hints
 
-from ..errors import OptionTypeError, OptionValueError
+from .._native import list_gpus
+from ..errors import BackendError, OptionTypeError, OptionValueError
 from .requests import Foreign
 
 _ANY = Foreign(reason="")  # how work is cut up and where it runs: answers are the same
 _POSITIONS = "positions are encoded as the file says"
-_ONE_GPU = "one GPU is used, or none"
 _NO_EMBEDDINGS = "the model writes text and gives no embeddings"
 _MERGE = "merge it while converting: dgemma convert --lora"
 
@@ -37,9 +37,10 @@ class LlamaArguments(TypedDict, total=False):
     spm_infill: Annotated[bool, _ANY]
     n_parts: Annotated[int, _ANY]
     f16_kv: Annotated[bool, _ANY]
-    split_mode: Annotated[int, Foreign((0, 1), _ONE_GPU)]
-    main_gpu: Annotated[int, Foreign((0,), f"{_ONE_GPU}; choose it with CUDA_VISIBLE_DEVICES")]
-    tensor_split: Annotated[Sequence[float] | None, Foreign((), _ONE_GPU)]
+    split_mode: Annotated[
+        int, Foreign((0, 1), "whole layers are divided over GPUs, as with LLAMA_SPLIT_MODE_LAYER")
+    ]
+    main_gpu: Annotated[int, _ANY]  # device_of
     rpc_servers: Annotated[str | None, Foreign(("",), "the engine works on one machine")]
     use_mlock: Annotated[
         bool,
@@ -104,6 +105,21 @@ def check_constructor(arguments: Mapping[str, Any], *, strict: bool = False) -> 
             )
         found.append(f"{name}={value!r} has no effect: {foreign.reason}")
     return found
+
+
+def device_of(arguments: Mapping[str, Any]) -> tuple[str | None, list[str]]:
+    """The GPU that `main_gpu` and `split_mode` ask for, as `device` names it; and complaints.
+
+    A number other than 0, and with split_mode 0 (LLAMA_SPLIT_MODE_NONE) any, is one GPU alone.
+    """
+    number = arguments.get("main_gpu", 0)
+    if number == 0 and arguments.get("split_mode", 1) != 0:
+        return None, []
+    try:
+        list_gpus()
+    except BackendError as problem:
+        return None, [f"main_gpu={number!r} has no effect: {problem}"] if number else []
+    return str(number), []
 
 
 @functools.cache

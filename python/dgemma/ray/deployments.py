@@ -58,6 +58,8 @@ class Settings(BaseModel):
     n_threads: int | None = None
     n_gpu_layers: int | str = "auto"
     n_cpu_moe: int = 0
+    device: str | None = None
+    tensor_split: str | None = None
     backend: str = "auto"
     type_k: str = "f16"
     type_v: str = "f16"
@@ -84,6 +86,8 @@ class Settings(BaseModel):
             n_threads=self.n_threads,
             n_gpu_layers=self.n_gpu_layers,
             n_cpu_moe=self.n_cpu_moe,
+            device=self.device,
+            tensor_split=self.tensor_split,
             backend=self.backend,
             type_k=self.type_k,
             type_v=self.type_v,

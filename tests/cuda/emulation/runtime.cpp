@@ -1,18 +1,16 @@
-/* The CUDA runtime's host side, emulated: memory, streams, events, graphs, errors.
+/* The work of the CUDA runtime, emulated: streams, events, graphs; devices.cpp has the devices and their memory.
  *
- * A stream does its work at once, unless it is being captured. Environment: DGEMMA_EMULATION_MEMORY, bytes of the
- * device (default 4 GiB); DGEMMA_EMULATION_DEVICES, their number (default 1); DGEMMA_EMULATION_DRIVER, the CUDA version
- * that the driver supports (default 13000). The functions with C names at the end are for tests. */
-#include "cuda_runtime.h"
+ * A stream does its work at once, unless it is being captured. The functions with C names at the end are for tests. */
+#include "devices.h"
 
-#include <atomic>
-#include <map>
-#include <mutex>
 #include <stdio.h>
 #include <vector>
 
+using namespace emulation;
+
 struct Node {
     void *function; /* of a kernel; NULL: a copy or memset */
+    int device;
     std::function<void()> run;
 };
 
@@ -23,190 +21,17 @@ struct emulated_graph_exec {
     std::vector<Node> nodes;
 };
 struct emulated_stream {
+    int device;
     emulated_graph *captured = nullptr;
     bool invalidated = false;
 };
 struct emulated_event {
-    int unused = 0;
+    int device;
 };
 
-constexpr size_t STAGING_BYTES = 32 << 20;
-
-static std::mutex lock;
-static std::map<void *, size_t> device_memory, pinned_memory;
-static size_t allocated, peak;
-static std::atomic<long> n_objects; /* streams, events and graphs alive */
-static std::atomic<long> n_calls, fail_at{-1};
-static std::atomic<int> fail_with{cudaSuccess};
-static std::atomic<bool> idle; /* see emulation_idle; memory begins as zeros */
-static std::atomic<bool> lost; /* as after an illegal access: every call fails from then on */
+static std::atomic<long> n_objects;                         /* streams, events and graphs alive */
 static std::atomic<long> n_captured, n_updated, n_launched; /* steps as graphs */
-static thread_local cudaError_t last_error = cudaSuccess;
-
-static cudaError_t error(cudaError_t e) {
-    if (e != cudaSuccess) last_error = e;
-    return e;
-}
-
-/* Counts a call of the runtime; what it must fail with. */
-static cudaError_t next_call() {
-    if (++n_calls == fail_at) {
-        if (fail_with == cudaErrorLaunchFailure) lost = true;
-        return error((cudaError_t)fail_with.load());
-    }
-    return lost ? error(cudaErrorLaunchFailure) : cudaSuccess;
-}
-
-#define CALL()                                                                                                         \
-    do {                                                                                                               \
-        cudaError_t failure_ = next_call();                                                                            \
-        if (failure_ != cudaSuccess) return failure_;                                                                  \
-    } while (0)
-
-static long long from_environment(const char *name, long long fallback) {
-    const char *value = getenv(name);
-    return value != nullptr ? strtoll(value, nullptr, 10) : fallback;
-}
-
-static size_t memory_size() { return (size_t)from_environment("DGEMMA_EMULATION_MEMORY", 4ll << 30); }
-
-/* ---- Memory --------------------------------------------------------------------------------------------------- */
-
-cudaError_t cudaMalloc(void **memory, size_t bytes) {
-    *memory = nullptr;
-    CALL();
-    std::lock_guard<std::mutex> guard(lock);
-    if (bytes > memory_size() || allocated > memory_size() - bytes) return error(cudaErrorMemoryAllocation);
-    void *made = aligned_alloc(256, (bytes + 255) / 256 * 256);
-    if (made == nullptr) return error(cudaErrorMemoryAllocation);
-    if (!idle)
-        memset(made, 0xff, bytes);
-    else if (bytes < STAGING_BYTES) /* what is larger only passes weights on, and takes time */
-        memset(made, 0, bytes);
-    device_memory[made] = bytes;
-    allocated += bytes;
-    if (allocated > peak) peak = allocated;
-    *memory = made;
-    return cudaSuccess;
-}
-
-/* What frees something does so even where it is made to fail: there is nothing else that a caller could do. */
-cudaError_t cudaFree(void *memory) {
-    if (memory == nullptr) return cudaSuccess;
-    {
-        std::lock_guard<std::mutex> guard(lock);
-        auto found = device_memory.find(memory);
-        if (found == device_memory.end()) return error(cudaErrorInvalidValue);
-        allocated -= found->second;
-        device_memory.erase(found);
-    }
-    free(memory);
-    CALL();
-    return cudaSuccess;
-}
-
-cudaError_t cudaHostAlloc(void **memory, size_t bytes, unsigned) {
-    *memory = nullptr;
-    CALL();
-    void *made = malloc(bytes);
-    if (made == nullptr) return error(cudaErrorMemoryAllocation);
-    std::lock_guard<std::mutex> guard(lock);
-    pinned_memory[made] = bytes;
-    *memory = made;
-    return cudaSuccess;
-}
-
-cudaError_t cudaFreeHost(void *memory) {
-    if (memory == nullptr) return cudaSuccess;
-    {
-        std::lock_guard<std::mutex> guard(lock);
-        if (pinned_memory.erase(memory) == 0) return error(cudaErrorInvalidValue);
-    }
-    free(memory);
-    CALL();
-    return cudaSuccess;
-}
-
-static bool is_pinned(const void *memory, size_t bytes) {
-    std::lock_guard<std::mutex> guard(lock);
-    auto found = pinned_memory.upper_bound((void *)memory);
-    if (found == pinned_memory.begin()) return false;
-    --found;
-    return (const char *)memory + bytes <= (const char *)found->first + found->second;
-}
-
-cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes) {
-    CALL();
-    std::lock_guard<std::mutex> guard(lock);
-    *total_bytes = memory_size();
-    *free_bytes = memory_size() > allocated ? memory_size() - allocated : 0;
-    return cudaSuccess;
-}
-
-/* ---- Device and errors ---------------------------------------------------------------------------------------- */
-
-cudaError_t cudaDriverGetVersion(int *version) {
-    CALL();
-    *version = (int)from_environment("DGEMMA_EMULATION_DRIVER", 13000);
-    return cudaSuccess;
-}
-
-cudaError_t cudaRuntimeGetVersion(int *version) {
-    CALL();
-    *version = 13000;
-    return cudaSuccess;
-}
-
-cudaError_t cudaGetDeviceCount(int *count) {
-    *count = 0;
-    CALL();
-    int driver = 0;
-    cudaDriverGetVersion(&driver);
-    if (driver < 13000) return error(cudaErrorInsufficientDriver);
-    *count = (int)from_environment("DGEMMA_EMULATION_DEVICES", 1);
-    return *count > 0 ? cudaSuccess : error(cudaErrorNoDevice);
-}
-
-cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
-    CALL();
-    *p = cudaDeviceProp();
-    snprintf(p->name, sizeof p->name, "emulated GPU");
-    p->major = 8;
-    p->multiProcessorCount = 4;
-    p->sharedMemPerBlockOptin = 99 * 1024;
-    p->totalGlobalMem = memory_size();
-    return cudaSuccess;
-}
-
-cudaError_t cudaSetDevice(int) {
-    CALL();
-    return cudaSuccess;
-}
-
-cudaError_t cudaGetLastError() {
-    cudaError_t e = lost ? cudaErrorLaunchFailure : last_error;
-    last_error = cudaSuccess;
-    return e;
-}
-
-cudaError_t cudaPeekAtLastError() { return lost ? cudaErrorLaunchFailure : last_error; }
-
-const char *cudaGetErrorString(cudaError_t e) {
-    switch (e) {
-    case cudaSuccess:
-        return "no error";
-    case cudaErrorMemoryAllocation:
-        return "out of memory";
-    case cudaErrorNoDevice:
-        return "no CUDA-capable device is detected";
-    case cudaErrorInsufficientDriver:
-        return "CUDA driver version is insufficient for CUDA runtime version";
-    case cudaErrorLaunchFailure:
-        return "unspecified launch failure";
-    default:
-        return "invalid argument";
-    }
-}
+static std::atomic<long> n_sent;                            /* copies from device to device */
 
 /* ---- Streams and events --------------------------------------------------------------------------------------- */
 
@@ -214,6 +39,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) {
     *stream = nullptr;
     CALL();
     *stream = new emulated_stream();
+    (*stream)->device = current_device();
     n_objects++;
     return cudaSuccess;
 }
@@ -236,7 +62,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned) {
     *event = nullptr;
     CALL();
-    *event = new emulated_event();
+    *event = new emulated_event{current_device()};
     n_objects++;
     return cudaSuccess;
 }
@@ -248,7 +74,13 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
     return cudaSuccess;
 }
 
-cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) {
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+    CALL();
+    return event->device == stream->device ? cudaSuccess : error(cudaErrorInvalidResourceHandle);
+}
+
+/* Of any device, unlike everything else. */
+cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) {
     CALL();
     return cudaSuccess;
 }
@@ -260,16 +92,26 @@ cudaError_t cudaEventSynchronize(cudaEvent_t) {
 
 /* ---- Work ----------------------------------------------------------------------------------------------------- */
 
+static void work(const Node &node) {
+    Access own(node.device);
+    node.run();
+}
+
 static void enqueue(cudaStream_t stream, void *function, std::function<void()> run) {
+    Node node = {function, stream->device, std::move(run)};
     if (stream->captured != nullptr)
-        stream->captured->nodes.push_back({function, std::move(run)});
+        stream->captured->nodes.push_back(std::move(node));
     else
-        run();
+        work(node);
 }
 
 void emulation::launch_kernel(cudaStream_t stream, void *function, const char *signature, dim3 grid, dim3 block,
                               size_t shared_bytes, std::function<void()> kernel) {
     if (next_call() != cudaSuccess) return;
+    if (stream->device != current_device()) {
+        error(cudaErrorInvalidResourceHandle);
+        return;
+    }
     const bool decides = strstr(signature, "dg_cuda_canvas") != nullptr;
     enqueue(stream, function, [=] {
         if (!idle || decides) run_grid(signature, grid, block, shared_bytes, kernel);
@@ -288,6 +130,18 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
     CALL();
     if (!may_capture(stream, to, from, bytes, kind)) return error(cudaErrorStreamCaptureUnsupported);
     enqueue(stream, nullptr, [=] { memcpy(to, from, bytes); });
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemcpyPeerAsync(void *to, int to_device, const void *from, int from_device, size_t bytes,
+                                cudaStream_t stream) {
+    CALL();
+    const int target = visible_device(to_device), source = visible_device(from_device);
+    if (target < 0 || source < 0) return error(cudaErrorInvalidDevice);
+    if (stream->captured != nullptr) return error(cudaErrorStreamCaptureUnsupported);
+    Access both(target, source);
+    memcpy(to, from, bytes);
+    n_sent++;
     return cudaSuccess;
 }
 
@@ -371,7 +225,7 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t) {
     CALL();
     n_launched++;
-    for (const Node &node : exec->nodes) node.run();
+    for (const Node &node : exec->nodes) work(node);
     return cudaSuccess;
 }
 
@@ -379,35 +233,9 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t) {
 
 #define EXPORTED extern "C" __attribute__((visibility("default")))
 
-/* Makes the n-th call from now on fail: with 2, that call alone (out of memory); with 719, it and all later ones (a
- * lost device); with 900, that call alone (cannot be captured). n = 0 heals everything. */
-EXPORTED void emulation_fail_at(long n, int with) {
-    fail_at = -1;
-    n_calls = 0;
-    lost = false;
-    last_error = cudaSuccess;
-    fail_with = with;
-    if (n > 0) fail_at = n;
-}
-
-/* Kernels do nothing from now on, and are still counted, but for the one that settles a canvas, since the host goes by
- * what it says: for tests of what the host does. */
-EXPORTED void emulation_idle(int on) { idle = on != 0; }
-
-EXPORTED long emulation_calls() { return n_calls; }
-/* Device bytes in use, and the most that were since the last call of this function. */
-EXPORTED size_t emulation_allocated() { return allocated; }
-EXPORTED size_t emulation_peak() {
-    std::lock_guard<std::mutex> guard(lock);
-    size_t most = peak;
-    peak = allocated;
-    return most;
-}
 /* Everything that must be given back: allocations, streams, events, graphs. */
-EXPORTED long emulation_alive() {
-    std::lock_guard<std::mutex> guard(lock);
-    return n_objects + (long)device_memory.size() + (long)pinned_memory.size();
-}
+EXPORTED long emulation_alive() { return n_objects + n_allocations(); }
+EXPORTED long emulation_sent() { return n_sent; }
 EXPORTED long emulation_steps_captured() { return n_captured; }
 EXPORTED long emulation_steps_updated() { return n_updated; }
 EXPORTED long emulation_steps_launched() { return n_launched; }
