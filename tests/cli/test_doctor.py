@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 
 import pytest
 
+import dgemma
 from dgemma import machine
-from dgemma.cli import doctor, main
+from dgemma.cli import doctor, fits, main
 
 CARD = {"index": 0, "name": "Card", "uuid": "GPU-1", "total_bytes": 24 << 30,
         "free_bytes": 23 << 30, "capability": "8.9"}  # fmt: skip
@@ -42,6 +44,39 @@ def test_it_runs_here(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     for part in (found["dgemma"], found["cpu_backend"], "q4_0", "driver"):
         assert part in out
+
+
+def test_which_contexts_of_a_file_fit(tiny_gguf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "-m", str(tiny_gguf), "-t", "1"]) == 0
+    out = capsys.readouterr().out
+    assert f"{tiny_gguf}, " in out
+    assert "ms at best (computed from the rates above)" in out
+    assert re.search(r"context +4,096: .*CPU alone: [0-9.]+ [MG]B, fits", out)
+
+
+def test_a_file_is_divided_as_loading_would(tiny_gguf: Path) -> None:
+    gpu = {"free_bytes": 8 << 30, "obstacle": ""}
+    small, old = {**gpu, "free_bytes": 1 << 28}, {**gpu, "free_bytes": 1 << 40, "obstacle": "old"}
+    limits = facts()["limits"]
+    found = facts(cuda={"gpus": [small, gpu, old]}, machine={"available": 1e6})
+    fitting = fits.fits_of(str(tiny_gguf), found)
+    with dgemma.File(tiny_gguf) as file:
+        sizes = {t.name: t.n_rows * t.n_cols for t in file.tensors}
+    experts = sum(n for name, n in sizes.items() if "_exps.weight" in name)
+    with dgemma.DiffusionGemma(tiny_gguf, backend="cpu", n_ctx=512) as llm:
+        info = llm.info
+    active = info.n_parameters - experts + experts * info.n_experts_used / info.n_experts
+    computed = 1e3 * max(
+        info.weight_bytes / 1e9 / limits["read_gb_per_s"],
+        2 * active * info.canvas_length / 1e9 / limits["int8_gop_per_s"],
+    )
+    assert fitting["least_cpu_step_ms"] == pytest.approx(computed)
+    for entry in fitting["contexts"]:
+        assert not entry["fits_cpu"]
+        assert [share["available"] for share in entry["gpu"]["gpus"]] == [8 << 30]  # one is enough
+    assert "on the GPU all of it, " in fits.lines_of(fitting)[1]
+    without = fits.fits_of(str(tiny_gguf), facts(cuda={"gpus": []}))
+    assert without["contexts"][0]["gpu"] is None
 
 
 @pytest.mark.parametrize(

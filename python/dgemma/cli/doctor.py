@@ -10,10 +10,11 @@ from dataclasses import asdict
 from typing import Any
 
 from .. import machine
-from .._native import backend_check, measure_limits, version
+from .._native import backend_check, list_gpus, measure_limits, version
 from ..errors import BackendError
 from ..sizes import size_text
 from .common import Subparsers, add_common_options, print_json
+from .fits import fits_of, least_step_ms, lines_of
 
 # Files of the released model, as `dgemma convert` makes them, and what a step of it takes.
 RELEASED = {"q4_0": 14.4e9, "iq4_xs_l": 15.0e9, "q4_k_m": 15.9e9, "q8_0": 26.9e9, "bf16": 50.5e9}
@@ -31,6 +32,9 @@ def add_parser(commands: Subparsers) -> None:
         description="Looks at processor, memory, driver and GPUs, measures for about a second, and "
         "says what will be used, why not the rest, and what to do. Put it into bug reports.",
     )
+    parser.add_argument(
+        "-m", "--model", metavar="M", help="GGUF file: say at which contexts it fits"
+    )
     add_common_options(parser, "threads", "json")
     parser.set_defaults(run=run)
 
@@ -38,6 +42,7 @@ def add_parser(commands: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints what was found."""
     found = examine(args.threads)
+    found["file"] = fits_of(args.model, found) if args.model else None
     if args.json:
         print_json(found)
     else:
@@ -64,10 +69,15 @@ def examine(n_threads: int = 0) -> dict[str, Any]:
         },
     }
     try:
+        gpus = [asdict(gpu) for gpu in list_gpus()]
+    except BackendError:
+        gpus = []
+    try:
         gpu = backend_check("cuda")
         found["cuda"] = {"usable": True, "free": gpu.free_bytes, "total": gpu.total_bytes}
     except BackendError as problem:
         found["cuda"] = {"usable": False, "reason": str(problem)}
+    found["cuda"]["gpus"] = gpus
     found["advice"] = advice(found)
     found["fits"] = fits(found)
     return found
@@ -130,17 +140,12 @@ def fits(found: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "type": name,
                 "bytes": int(size),
                 "place": place,
-                "least_cpu_step_ms": _least_step_ms(size, limits) if place == "CPU" else None,
+                "least_cpu_step_ms": least_step_ms(size, ACTIVE_WEIGHTS, CANVAS, limits)
+                if place == "CPU"
+                else None,
             }
         )
     return entries
-
-
-def _least_step_ms(size: float, limits: Mapping[str, float]) -> float:
-    """A step reads nearly all experts once, and multiplies each token with those it meets."""
-    reading = size / (1e9 * limits["read_gb_per_s"])
-    rate = limits["int8_gop_per_s"] or limits["f32_gflop_per_s"]
-    return 1e3 * max(reading, 2 * ACTIVE_WEIGHTS * CANVAS / (1e9 * rate))
 
 
 def _lines(found: Mapping[str, Any]) -> list[str]:
@@ -159,7 +164,8 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
         lines.append("driver      none of NVIDIA's")
     else:
         lines.append(f"driver      NVIDIA {driver['version']}, CUDA up to {driver['cuda']}")
-        lines += [_gpu_line(gpu) for gpu in driver["gpus"]]
+        numbers = {gpu["uuid"]: gpu["number"] for gpu in cuda["gpus"]}
+        lines += [_gpu_line(gpu, numbers.get(gpu["uuid"])) for gpu in driver["gpus"]]
     if cuda["usable"]:
         lines.append(
             f"GPU used    {size_text(cuda['free'])} of {size_text(cuda['total'])} are free"
@@ -168,12 +174,16 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
         lines.append(f"GPU used    none: {cuda['reason']}")
     lines += [f"{name}={value}" for name, value in found["environment"].items()]
     lines += [f"  -> {text}" for text in found["advice"]]
+    if found.get("file"):
+        return [*lines, "", *lines_of(found["file"])]
     return [*lines, "", *_fit_lines(found["fits"])]
 
 
-def _gpu_line(gpu: Mapping[str, Any]) -> str:
+def _gpu_line(gpu: Mapping[str, Any], number: int | None) -> str:
+    """`number`: what --device takes, which need not be the driver's; None where CUDA hides it."""
+    name = f"--device {number}" if number is not None else "not shown"
     return (
-        f"GPU {gpu['index']}       {gpu['name']}, {size_text(gpu['free_bytes'])} of "
+        f"{name:<11} {gpu['name']}, {size_text(gpu['free_bytes'])} of "
         f"{size_text(gpu['total_bytes'])} free, compute capability {gpu['capability']}, "
         f"{gpu['uuid']}"
     )
