@@ -42,7 +42,7 @@ wheels-cuda:
 # A Ray cluster on this machine: its own tests, and the plain server's against it.
 test-ray: $(VENV)/tests-installed
 	$(BIN)/python -m pytest -q tests/cluster -n 1
-	DGEMMA_TEST_SERVER=ray $(BIN)/python -m pytest -q tests/server/test_server.py
+	DGEMMA_TEST_SERVER=ray $(BIN)/python -m pytest -q tests/server --ignore tests/server/clients
 
 # Programs of others, with their own packages, against the server: a hundred packages, and apart for that reason.
 test-clients: $(VENV)/tests-installed

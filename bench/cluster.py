@@ -44,6 +44,7 @@ from dgemma_convert import convert  # noqa: E402
 from support.serving import running  # noqa: E402
 
 PORT = 8171
+CONVERSATIONS = 20
 CITIES = ["France", "Italy", "Spain", "Japan", "Norway", "Egypt", "Peru", "Kenya"]
 
 
@@ -210,17 +211,22 @@ def measure_serving(model: Path, n_requests: int, note: Note) -> None:
     with running(model, "-t", 1) as (address, _):
         median, worst = latencies(address, n_requests)
     note("a request, plain server", f"{median:.1f} ms (99 %: {worst:.1f})")
+    turns = f"second turns of {CONVERSATIONS} conversations"
+    with running(model, "-t", 1, "--sessions", CONVERSATIONS) as (address, _):
+        found = prefix_hits(address, CONVERSATIONS)
+    note(f"{turns}, plain server", f"{found:.0%} of their tokens were encoded before")
     connect("local")
     with cluster(model) as address:
         median, worst = latencies(address, n_requests)
         note("a request, through the cluster", f"{median:.1f} ms (99 %: {worst:.1f})")
         sizes = [f"{rss:.0f} ({pss:.0f})" for rss, pss in memory("ServeReplica:dgemma:replica")]
         note("memory of the replicas, resident (proportional)", f"{', '.join(sizes)} MB")
-        note("prefix tokens found, 20 conversations", f"{prefix_hits(address, 20):.0%}")
         asked, lost = killed_replica(address, 200)
         note("a replica killed under load", f"{lost} of {asked} requests lost")
-    with cluster(model, affinity=False) as address:
-        note("prefix tokens found without affinity", f"{prefix_hits(address, 20):.0%}")
+    for affinity in (True, False):
+        with cluster(model, affinity=affinity, sessions=CONVERSATIONS) as address:
+            found = prefix_hits(address, CONVERSATIONS)
+        note(f"{turns}, {'with' if affinity else 'without'} affinity", f"{found:.0%}")
     note("from one replica to two", f"{seconds_to_two(model):.0f} s")
     serve.shutdown()
 

@@ -11,7 +11,7 @@ import pytest
 from dgemma.cli import main
 from dgemma.server.access import api_keys
 from dgemma.server.run import served_names
-from support.serving import KEY, running
+from support.serving import KEY, own_connections, running
 
 ORIGIN = "http://localhost:3000"
 
@@ -187,6 +187,12 @@ def test_requests_have_ids(http: httpx.Client) -> None:
     assert len(ids) == 3
     own = http.get("/health", headers={"X-Request-ID": "abc123"})
     assert own.headers["x-request-id"] == "abc123"
+    dashed = http.get("/health", headers={"X-Request-ID": "7f-3_a"})
+    assert dashed.headers["x-request-id"] == "7f-3_a"
+
+
+@own_connections
+def test_what_is_no_id_is_not_repeated(http: httpx.Client) -> None:
     odd = http.get("/health", headers={"X-Request-ID": "a: b"})
     assert odd.headers["x-request-id"] != "a: b"
 

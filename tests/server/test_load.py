@@ -15,7 +15,16 @@ from pathlib import Path
 import httpx
 import pytest
 
-from support.serving import KEY, QUESTION, SLOW, ask, counted, running, wait_until_idle
+from support.serving import (
+    KEY,
+    QUESTION,
+    SLOW,
+    ask,
+    counted,
+    own_connections,
+    running,
+    wait_until_idle,
+)
 
 # ---- Load, and clients that go away --------------------------------------------------------------
 
@@ -95,6 +104,7 @@ def rest_of(connection: socket.socket) -> bytes:
     return found
 
 
+@own_connections
 @pytest.mark.parametrize(
     ("sent", "answered"),
     [
@@ -121,6 +131,7 @@ def test_half_a_request_is_given_up(impatient: str, sent: bytes, answered: bytes
             assert rest_of(connection).startswith(answered)
 
 
+@own_connections
 def test_half_of_a_second_request_is_given_up(impatient: str) -> None:
     with connected(impatient) as connection:
         connection.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
@@ -131,6 +142,7 @@ def test_half_of_a_second_request_is_given_up(impatient: str) -> None:
         assert rest_of(connection) == b""
 
 
+@own_connections
 def test_a_reader_that_stops_reading_is_dropped(impatient: str) -> None:
     body = json.dumps({"messages": QUESTION, "stream": True, "drafts": True, **SLOW}).encode()
     with connected(impatient, receive_bytes=4096) as stalled:
@@ -229,6 +241,7 @@ def test_an_answer_under_way_may_finish_after_sigterm(tiny_gguf: Path) -> None:
         assert process.wait(60) == 0
 
 
+@own_connections
 def test_memory_after_many_requests(tiny_gguf: Path) -> None:
     """After hundreds of requests of every kind, good, bad and abandoned, nothing has piled up."""
     with running(tiny_gguf) as (address, process):

@@ -14,11 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 KEY = "test-key"
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 # The same tests against a cluster's gateway: DGEMMA_TEST_SERVER=ray.
 CLUSTER = ("--ray", "--replicas", "1") if os.environ.get("DGEMMA_TEST_SERVER") == "ray" else ()
+own_connections = pytest.mark.skipif(
+    bool(CLUSTER), reason="a cluster's connections are those of Ray's proxy"
+)
 SLOW = {"confidence_threshold": 1e-30, "max_denoising_steps": 10_000}
 
 

@@ -49,12 +49,12 @@ def serve_cluster(args: argparse.Namespace) -> int:
     settings = cluster_settings(args)
     from ..ray.cluster import serve_on_ray
     from ..server.access import api_keys
-    from ..server.run import served_names
+    from ..server.run import log_to_stderr, served_names, warn_if_open
 
     sampling = {name: value for name, value in request_options(args).items() if name != "seed"}
-    budget = args.session_memory
+    keys, budget = api_keys(args.api_key, args.api_key_file), args.session_memory
     update = {
-        "api_keys": api_keys(args.api_key, args.api_key_file),
+        "api_keys": keys,
         "max_queue": args.max_queue,
         "sessions": args.sessions,
         "session_bytes": None if budget is None else int(budget * 2**30),
@@ -68,6 +68,8 @@ def serve_cluster(args: argparse.Namespace) -> int:
         "gpus": args.gpus_per_replica,
     }
     settings = settings.model_copy(update=update)
+    log_to_stderr()
+    warn_if_open(args.host, keys)
     return serve_on_ray(settings, address=args.ray, host=args.host, port=args.port)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 from types import FrameType
@@ -15,6 +14,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywher
 import ray
 from ray import serve
 
+from ..server.run import listening
 from .deployments import NAME, Settings, application
 
 LOCAL = "local"
@@ -30,6 +30,8 @@ def connect(address: str) -> None:
     quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # At every start Ray warns that a token protects the cluster; docs/cluster.md says it once.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     try:
         if address == LOCAL:
             ray.init(include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
@@ -48,7 +50,9 @@ def serve_on_ray(settings: Settings, *, address: str, host: str, port: int) -> i
     Replicas finish their answers before they go. On a cluster that was there before only the
     application is taken away.
     """
-    port = port or _free_port(host)
+    if address == LOCAL or not port:  # on another cluster the port may be its own proxy's
+        with listening(host, port) as found:
+            port = found.getsockname()[1]
     connect(address)
     told = threading.Event()
 
@@ -64,16 +68,7 @@ def serve_on_ray(settings: Settings, *, address: str, host: str, port: int) -> i
         print(f"dgemma: http://{shown}:{port}", file=sys.stderr, flush=True)
         told.wait()
     finally:
+        serve.delete(NAME)
         if address == LOCAL:
-            serve.shutdown()
             ray.shutdown()
-        else:
-            serve.delete(NAME)
     return 0
-
-
-def _free_port(host: str) -> int:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as found:
-        found.bind((host, 0))
-        port: int = found.getsockname()[1]
-    return port

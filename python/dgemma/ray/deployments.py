@@ -185,7 +185,8 @@ def application(settings: Settings) -> Application:
         Replica,
         name="replica",
         ray_actor_options=settings.resources(),
-        max_ongoing_requests=settings.max_queue + 1,
+        # The replica itself refuses what its queue cannot take; Serve must hand it over for that.
+        max_ongoing_requests=settings.max_queue + 64,
         graceful_shutdown_timeout_s=DRAIN_SECONDS,
         health_check_period_s=5.0,
         request_router_config=RequestRouterConfig(

@@ -203,7 +203,9 @@ class _Passed:
         """Status and headers; those of the first attempt stand."""
         if not self._started:
             self._started = True
-            message = {"status": head.status, "headers": head.headers}
+            # Ray's proxy adds the same id once more.
+            headers = [(n, v) for n, v in head.headers if n.lower() != b"x-request-id"]
+            message = {"status": head.status, "headers": headers}
             await self._send({"type": "http.response.start", **message})
 
     async def part(self, data: bytes, *, last: bool = False) -> None:

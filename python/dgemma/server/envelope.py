@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import secrets
 from collections.abc import Mapping
 from typing import Any
@@ -38,7 +39,7 @@ class Envelope:
         request, head = Request(scope), scope["method"] == "HEAD"
         id = request.headers.get("x-request-id", "")
         # What a client sent goes back into a header: only what is plainly an id.
-        id = id if id.isalnum() and id.isascii() and len(id) <= 64 else secrets.token_hex(8)
+        id = id if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", id) else secrets.token_hex(8)
 
         async def sent(message: Any) -> None:
             if message["type"] == "http.response.start":

@@ -52,20 +52,15 @@ def serve(
     strict: bool = False,
 ) -> int:
     """Serves until SIGINT or SIGTERM; returns the exit code. The options are the command's."""
-    _log_to_stderr()
+    log_to_stderr()
     settings = Settings(
         api_keys=frozenset(api_keys),
         hosts=served_names(host, allowed_hosts),
         origins=tuple(origins),
         strict=strict,
     )
-    listening = _listening(host, port)
-    if not is_local(host) and not api_keys:
-        log.warning(
-            "%s is open to the network without a key: anyone who reaches this machine may use the "
-            "model. --api-key-file FILE asks for one",
-            host,
-        )
+    socket_ = listening(host, port)
+    warn_if_open(host, api_keys)
     engine = LocalEngine(
         llm,
         name=alias,
@@ -87,8 +82,18 @@ def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     server = _Server(config)
-    server.run(sockets=[listening])
+    server.run(sockets=[socket_])
     return 0 if server.started else 1
+
+
+def warn_if_open(host: str, api_keys: Sequence[str]) -> None:
+    """Says so where the network may use the model without a key."""
+    if not is_local(host) and not api_keys:
+        log.warning(
+            "%s is open to the network without a key: anyone who reaches this machine may use the "
+            "model. --api-key-file FILE asks for one",
+            host,
+        )
 
 
 def is_local(host: str) -> bool:
@@ -109,20 +114,21 @@ def served_names(host: str, allowed: Sequence[str]) -> frozenset[str] | None:
     return LOOPBACK | own | names | {CONTAINER_HOST}
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def listening(host: str, port: int) -> socket.socket:
     """A socket that listens; OSError in one line where that fails."""
     if not 0 <= port <= 65535:
         raise ValueError(f"port {port}: expected 0 (any) to 65535")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listening = socket.create_server((host, port), family=family, backlog=1024)
+        found = socket.create_server((host, port), family=family, backlog=1024)
     except (OSError, UnicodeError) as problem:
         raise OSError(f"cannot listen on {host}:{port}: {problem}") from problem
-    listening.setblocking(False)
-    return listening
+    found.setblocking(False)
+    return found
 
 
-def _log_to_stderr() -> None:
+def log_to_stderr() -> None:
+    """What the server has to say goes to standard error, a line each, after the program's name."""
     if not log.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("dgemma: %(message)s"))
