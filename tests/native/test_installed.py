@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import dgemma
-from support.build import ROOT, cmake, locked
+from support.build import ROOT, kernel_tests, locked
 
 PROMPT = [2, 106, 64, 108]
 
@@ -26,7 +26,7 @@ def run(*command: object, **environment: str) -> str:
 @pytest.fixture(scope="module")
 def prefix() -> Path:
     """Where the library is installed."""
-    folder = cmake("installed", "dgemma", "dgemma_engine", options=("-DDGEMMA_INSTALL=ON",))
+    folder = kernel_tests("dgemma", "dgemma_engine")
     with locked(folder):
         run("cmake", "--install", folder, "--prefix", folder / "prefix")
     return folder / "prefix"

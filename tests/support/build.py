@@ -51,6 +51,9 @@ def cmake(name: str, *targets: str, options: tuple[str, ...] = (), source: Path 
 
 
 def kernel_tests(*targets: str) -> Path:
-    """The folder of the engine's own test programs, with `targets` built."""
-    options = ("-DDGEMMA_FUZZ=ON", "-DCMAKE_BUILD_TYPE=Release")
+    """The folder of the engine's own test programs, with `targets` built.
+
+    They share one build of the engine with what is installed: it takes longest.
+    """
+    options = ("-DDGEMMA_FUZZ=ON", "-DDGEMMA_INSTALL=ON", "-DCMAKE_BUILD_TYPE=Release")
     return cmake("kernel-tests", *targets, options=options)
