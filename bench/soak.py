@@ -7,7 +7,7 @@ conversations of several turns, the other APIs, prompts that are long, prompts t
 bodies that are no JSON, streams that are left, readers that are slow, and bursts that fill the
 queue. `--rate` bounds how many begin a second, so that a machine can do other things meanwhile.
 Afterwards the server is started anew `--reload` times, a twentieth of the time each. Prints one
-JSON object; needs `httpx`, and `matplotlib` for `--plot`.
+JSON object; needs `httpx`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+
+from dgemma.charts import Series, chart, stacked
+from dgemma.files import write_file
 
 QUESTIONS = (
     "What is the capital of France?",
@@ -267,13 +270,8 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
     return {"requests": total, "ended": found["ended"], "runs": runs}
 
 
-def plot(found: dict[str, Any], path: str) -> None:
-    """A picture of the samples over time."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
+def plot(found: dict[str, Any]) -> str:
+    """The samples over time, a few hundred of them."""
     names = {
         "rss_mb": "memory, MB",
         "workers_mb": "its workers', MB",
@@ -281,15 +279,12 @@ def plot(found: dict[str, Any], path: str) -> None:
         "handles": "handles",
         "health_ms": "/health, ms",
     }
-    figure, axes = plt.subplots(len(names), 1, sharex=True, figsize=(8, 7))
-    minutes = [s["minutes"] for s in found["samples"]]
-    for axis, (name, label) in zip(axes, names.items(), strict=True):
-        axis.plot(minutes, [s[name] for s in found["samples"]], linewidth=1)
-        axis.set_ylabel(label)
-        axis.set_ylim(bottom=0)
-    axes[-1].set_xlabel("minutes")
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
+    samples = found["samples"][:: max(1, len(found["samples"]) // 300)]
+    charts = []
+    for name, label in names.items():
+        line = Series(label, [(s["minutes"], s[name]) for s in samples], joined=True)
+        charts.append(chart(label, "minutes", "", [line], logarithmic=False))
+    return stacked(charts)
 
 
 def main() -> None:
@@ -313,7 +308,7 @@ def main() -> None:
     if args.samples:
         Path(args.samples).write_text(json.dumps(found))
     if args.plot:
-        plot(found, args.plot)
+        write_file(args.plot, plot(found))
     print(json.dumps(summary(found)))
 
 
