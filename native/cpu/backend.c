@@ -79,13 +79,24 @@ static void carve_thread(const dg_backend *backend, const sizes *s, carving *c, 
     thread->gate = carve_floats(c, rows * DG_FEATURES);
     thread->up = carve_floats(c, rows * DG_FEATURES);
     thread->logits = carve_floats(c, canvas * DG_VOCABULARY_BLOCK);
-    thread->values = carve_floats(c, DG_VOCABULARY_BLOCK * padded_embd(backend));
-    thread->weights = carve_floats(c, (canvas + kernels->tile_rows) * DG_VOCABULARY_BLOCK);
-    thread->weight_scales = carve_floats(c, canvas);
-    thread->value_scales = carve_floats(c, padded_embd(backend) / lanes * (DG_VOCABULARY_BLOCK / lanes));
-    thread->rows = carve(c, (uint64_t)canvas * sizeof *thread->rows);
-    thread->factors = carve_floats(c, canvas);
     thread->attention = carve_floats(c, kernels->attend_scratch(s->head_dim));
+}
+
+static void carve_soft_round(dg_backend *b, carving *c) {
+    const dg_form form = dg_form_of(b->kernels, &b->model->token_embd);
+    const int64_t canvas = b->model->canvas_length, blocks = DG_ROUND_BLOCKS, tokens = blocks * DG_VOCABULARY_BLOCK;
+    const bool narrow = b->kernels->has_narrow && form.integer;
+    dg_soft_round *round = &b->soft_round;
+    if (form.weight_tiles) return;
+    round->logits = carve_floats(c, canvas * tokens);
+    round->decisions = carve(c, (uint64_t)(canvas * blocks) * sizeof *round->decisions);
+    round->values = carve_floats(c, tokens / (narrow ? 2 : 1) * padded_embd(b));
+    round->value_scales = carve_floats(c, tokens / b->kernels->lanes * (padded_embd(b) / b->kernels->lanes));
+    round->weights = carve_floats(c, (canvas + b->kernels->tile_rows) * tokens);
+    round->weight_scales = carve_floats(c, canvas * blocks);
+    round->factors = carve_floats(c, canvas * blocks);
+    round->rows = carve(c, (uint64_t)(canvas * blocks) * sizeof *round->rows);
+    round->n_rows = carve(c, (uint64_t)blocks * sizeof *round->n_rows);
 }
 
 /* Sets every pointer of `backend` and of its first n_threads `threads`; returns the bytes in all. */
@@ -122,6 +133,7 @@ static uint64_t lay_out(dg_backend *b, int32_t n_threads, char *base) {
     b->block_statistics =
         carve(&c, (uint64_t)canvas * (uint64_t)((model->n_vocab + DG_VOCABULARY_BLOCK - 1) / DG_VOCABULARY_BLOCK) *
                       sizeof *b->block_statistics);
+    carve_soft_round(b, &c);
     b->online_softmax = carve(&c, (uint64_t)canvas * sizeof *b->online_softmax);
     b->argmax = carve(&c, (uint64_t)canvas * sizeof *b->argmax);
     b->candidates = carve(&c, (uint64_t)canvas * sizeof *b->candidates);

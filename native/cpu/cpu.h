@@ -16,11 +16,6 @@ typedef struct dg_thread {
     float *tile_rows; /* (tile_rows, largest n_cols) */
     float *gate, *up; /* (max_rows, DG_FEATURES) */
     float *logits;    /* (canvas_length, DG_VOCABULARY_BLOCK) */
-    void *values;     /* (DG_VOCABULARY_BLOCK, n_embd padded to whole panels) of the embedding table */
-    void *weights;    /* (canvas_length and padding, DG_VOCABULARY_BLOCK) of the soft embedding */
-    float *weight_scales, *value_scales; /* of both: see dg_soft_block */
-    int32_t *rows;                       /* (canvas_length) to which these tokens matter */
-    float *factors;                      /* (canvas_length) */
     float *attention;
     void *tile_scratch; /* scratch of multiply_tiled and head_span, where there are such */
 } dg_thread;
@@ -39,6 +34,28 @@ typedef struct dg_expert {
     int32_t first;      /* of them, in the order of rows by expert */
     int32_t first_tile; /* of them, in packed activations */
 } dg_expert;
+
+#define DG_ROUND_BLOCKS 16 /* vocabulary blocks of a round of soft_embedding.c */
+
+/* What one vocabulary block means to one row. */
+typedef struct dg_soft_decision {
+    float factor; /* by which what was summed before shrinks */
+    float max;    /* that exponentials are relative to */
+    bool wanted;
+} dg_soft_decision;
+
+/* What threads share while they sum soft embeddings; see dg_soft_block. */
+typedef struct dg_soft_round {
+    float *logits;               /* (DG_ROUND_BLOCKS, n, DG_VOCABULARY_BLOCK) */
+    dg_soft_decision *decisions; /* (n, DG_ROUND_BLOCKS) */
+    float *values;        /* (DG_ROUND_BLOCKS, padded n_embd / lanes, DG_VOCABULARY_BLOCK, lanes), or half of it */
+    float *value_scales;  /* (DG_ROUND_BLOCKS, padded n_embd / lanes, DG_VOCABULARY_BLOCK / lanes) */
+    float *weights;       /* (DG_ROUND_BLOCKS, canvas_length and padding, DG_VOCABULARY_BLOCK) */
+    float *weight_scales; /* (DG_ROUND_BLOCKS, canvas_length) */
+    float *factors;       /* (DG_ROUND_BLOCKS, canvas_length) */
+    int32_t *rows;        /* (DG_ROUND_BLOCKS, canvas_length) to which the block matters */
+    int32_t *n_rows;      /* (DG_ROUND_BLOCKS) */
+} dg_soft_round;
 
 struct dg_backend {
     dg_backend_params params;
@@ -68,6 +85,7 @@ struct dg_backend {
 
     dg_block_statistics *block_statistics; /* (canvas_length, n_vocab / DG_VOCABULARY_BLOCK) */
     dg_online_softmax *online_softmax;     /* (canvas_length) */
+    dg_soft_round soft_round;              /* unused where the table's form is tiles */
     dg_canvas *canvas;                     /* under way */
     int32_t *argmax;                       /* (canvas_length) */
     int32_t *candidates;                   /* (canvas_length) */

@@ -4,42 +4,17 @@
  * The draw picks a vocabulary block by the blocks' shares of the denominator, then looks again only into that block; a
  * logit computed twice is the same to the last bit.
  *
- * The soft embedding is summed in the same pass, with the embedding table as values of an attention whose keys it was a
- * moment ago. A block is left out for a row to which it would add less than its part of the mass that may be dropped:
- * as a canvas settles, that is nearly all of them. */
-#include "cpu/cpu.h"
+ * The soft embedding is summed in the same pass: soft_embedding.c, or where products are tiles head_span. */
+#include "cpu/head.h"
 
 #include <math.h>
 #include <string.h>
 
 #include "quant/quant.h"
 
-typedef struct head_job {
-    dg_backend *backend;
-    dg_rows rows; /* rms(x, output_norm); without rows where z is given */
-    int32_t n;
-    float temperature;
-    int64_t n_blocks;      /* of the vocabulary */
-    const float *uniforms; /* (n) */
-    const float *z;        /* (n, n_vocab) logits made elsewhere, or NULL */
-    int32_t *argmax, *candidates;
-    float *entropies;
-    float *logits;    /* (n, n_vocab), or NULL: not wanted */
-    float *soft;      /* (n, n_embd), or NULL: not wanted */
-    bool statistics;  /* wanted */
-    int32_t n_groups; /* of rows, when rows are shared out */
-    bool by_spans;    /* rather than by blocks */
-    int64_t n_sums;   /* places of rows in the sums of the soft embedding */
-} head_job;
-
-static int32_t n_vocab_of(const head_job *job) { return job->backend->model->n_vocab; }
+static int32_t n_vocab_of(const dg_head_job *job) { return job->backend->model->n_vocab; }
 static int64_t vocabulary_blocks(const dg_model *model) {
     return (model->n_vocab + DG_VOCABULARY_BLOCK - 1) / DG_VOCABULARY_BLOCK;
-}
-
-static int32_t tokens_of(const head_job *job, int64_t block) {
-    int64_t left = n_vocab_of(job) - block * DG_VOCABULARY_BLOCK;
-    return left < DG_VOCABULARY_BLOCK ? (int32_t)left : DG_VOCABULARY_BLOCK;
 }
 
 static dg_rows pack_head(dg_backend *backend, const float *x, int32_t n) {
@@ -55,7 +30,7 @@ typedef struct row_range {
     int32_t first, n;
 } row_range;
 
-static row_range rows_in_tiles(const head_job *job, int32_t first_tile, int32_t n_tiles) {
+static row_range rows_in_tiles(const dg_head_job *job, int32_t first_tile, int32_t n_tiles) {
     const dg_rows *all = &job->rows;
     row_range range = {*all, first_tile * all->per_tile, n_tiles * all->per_tile};
     const int64_t places = (int64_t)first_tile * job->backend->kernels->tile_rows;
@@ -78,106 +53,56 @@ static row_range rows_in_tiles(const head_job *job, int32_t first_tile, int32_t 
 }
 
 /* Where a row's sums are: with spans each row tile has all its places. */
-static int64_t place_of(const head_job *job, int64_t row) {
+static int64_t place_of(const dg_head_job *job, int64_t row) {
     if (!job->by_spans) return row;
     return row / job->rows.per_tile * job->backend->kernels->tile_rows + row % job->rows.per_tile;
 }
 
 /* ---- One vocabulary block ----------------------------------------------------------------------------------- */
 
-/* Rounding to 13 bits is well below what a quantized table has lost already; float tables are left as they are. */
-static bool is_narrow(const dg_backend *backend) {
-    return backend->kernels->has_narrow && dg_form_of(backend->kernels, &backend->model->token_embd).integer;
-}
-
 static int64_t padded_embd(const dg_backend *backend) {
     const int64_t lanes = backend->kernels->lanes;
     return (backend->model->n_embd + lanes - 1) / lanes * lanes;
 }
 
-/* thread->logits (range->n, DG_VOCABULARY_BLOCK) = z, and where a soft embedding is wanted thread->values. */
-static void block_logits(const head_job *job, dg_thread *thread, const row_range *range, int64_t block) {
-    const dg_backend *backend = job->backend;
-    const dg_cpu_kernels *kernels = backend->kernels;
-    const dg_weight *table = &backend->model->token_embd;
-    const int64_t n_padded = padded_embd(backend);
-    const int32_t n_tokens = tokens_of(job, block);
-    const bool narrow = is_narrow(backend);
+void dg_panel_logits(const dg_head_job *job, dg_thread *thread, const dg_rows *rows, int64_t first, int32_t n_tokens,
+                     int64_t next, float *out, int64_t out_stride) {
+    const dg_cpu_kernels *kernels = job->backend->kernels;
+    const dg_weight *table = &job->backend->model->token_embd;
     dg_panel *panel = &thread->panel;
     panel->form = dg_form_of(kernels, table);
     const int64_t strip = dg_strip_cols(kernels, panel->form, table->n_cols);
-    for (int32_t i = 0; i < n_tokens; i += kernels->lanes) {
-        const int32_t n_lanes = n_tokens - i < kernels->lanes ? n_tokens - i : kernels->lanes;
-        const int64_t first = block * DG_VOCABULARY_BLOCK + i;
-        for (panel->first_col = 0; panel->first_col < table->n_cols; panel->first_col += strip) {
-            panel->n_cols = table->n_cols - panel->first_col < strip ? table->n_cols - panel->first_col : strip;
-            kernels->decode(table, 0, first, n_lanes, panel);
-            if (job->z == NULL) {
-                dg_prefetch(panel, &(dg_features){table, 0, first + kernels->lanes}, kernels->lanes);
-                kernels->multiply(panel, &range->rows, thread->sums, thread->logits + i, DG_VOCABULARY_BLOCK, n_lanes);
-            }
-            if (job->soft != NULL)
-                kernels->spread(panel, n_lanes, narrow, n_padded, DG_VOCABULARY_BLOCK,
-                                (float *)thread->values + (narrow ? i / 2 : i) * kernels->lanes,
-                                thread->value_scales + i / kernels->lanes);
-        }
+    for (panel->first_col = 0; panel->first_col < table->n_cols; panel->first_col += strip) {
+        panel->n_cols = table->n_cols - panel->first_col < strip ? table->n_cols - panel->first_col : strip;
+        kernels->decode(table, 0, first, n_tokens, panel);
+        dg_prefetch(panel, &(dg_features){table, 0, next}, kernels->lanes);
+        kernels->multiply(panel, rows, thread->sums, out, out_stride, n_tokens);
     }
     panel->prefetch = NULL;
+}
+
+/* thread->logits (range->n, DG_VOCABULARY_BLOCK) = z */
+static void block_logits(const dg_head_job *job, dg_thread *thread, const row_range *range, int64_t block) {
+    const dg_backend *backend = job->backend;
+    const int32_t n_tokens = dg_tokens_of_block(job, block), lanes = backend->kernels->lanes;
+    for (int32_t i = 0; i < n_tokens && job->z == NULL; i += lanes) {
+        const int64_t first = block * DG_VOCABULARY_BLOCK + i;
+        dg_panel_logits(job, thread, &range->rows, first, n_tokens - i < lanes ? n_tokens - i : lanes, first + lanes,
+                        thread->logits + i, DG_VOCABULARY_BLOCK);
+    }
     for (int32_t r = 0; r < range->n; r++) {
         float *z = thread->logits + r * DG_VOCABULARY_BLOCK;
         if (job->z == NULL)
-            kernels->softcap(z, n_tokens, backend->model->logit_softcap, job->temperature);
+            backend->kernels->softcap(z, n_tokens, backend->model->logit_softcap, job->temperature);
         else
             memcpy(z, job->z + (int64_t)(range->first + r) * n_vocab_of(job) + block * DG_VOCABULARY_BLOCK,
                    (size_t)n_tokens * sizeof *z);
     }
 }
 
-/* Adds a block to the soft embeddings of the rows to which it matters. */
-static void add_block(const head_job *job, dg_thread *thread, const row_range *range, int64_t block,
-                      const dg_block_statistics *statistics, int64_t statistics_stride) {
-    const dg_backend *backend = job->backend;
-    const dg_cpu_kernels *kernels = backend->kernels;
-    const bool narrow = is_narrow(backend);
-    const int32_t n_tokens = tokens_of(job, block), unit = narrow ? kernels->lanes : 1;
-    const int32_t n_padded = (n_tokens + unit - 1) / unit * unit; /* what is added weighs nothing */
-    const double negligible = (double)backend->params.soft_embedding_bound / (double)job->n_blocks;
-    dg_soft_block s = {.narrow = narrow,
-                       .n_tokens = n_padded,
-                       .rows = thread->rows,
-                       .factors = thread->factors,
-                       .weights = thread->weights,
-                       .weight_scales = thread->weight_scales,
-                       .values = thread->values,
-                       .value_scales = thread->value_scales,
-                       .values_stride = DG_VOCABULARY_BLOCK,
-                       .n_cols = padded_embd(backend),
-                       .n_sums = job->n_sums,
-                       .sums = backend->soft_sums};
-    for (int32_t r = 0; r < range->n; r++) {
-        const dg_block_statistics *t = &statistics[r * statistics_stride];
-        dg_online_softmax *softmax = &backend->online_softmax[range->first + r];
-        const float max = t->max > softmax->max ? t->max : softmax->max;
-        const double factor = exp((double)softmax->max - (double)max);
-        const double mass = exp((double)t->max - (double)max) * (double)t->sum;
-        softmax->max = max;
-        softmax->denominator = softmax->denominator * factor + mass;
-        /* the sum can only grow: what is negligible now stays so */
-        if (factor == 1.0 && mass <= negligible * softmax->denominator) continue;
-        float e[DG_VOCABULARY_BLOCK];
-        kernels->exponentials(thread->logits + r * DG_VOCABULARY_BLOCK, n_tokens, max, e);
-        for (int32_t i = n_tokens; i < n_padded; i++) e[i] = 0;
-        thread->rows[s.n_rows] = range->first + r;
-        thread->factors[s.n_rows] = (float)factor;
-        thread->weight_scales[s.n_rows] = kernels->pack_weights(e, n_padded, narrow, s.n_rows, thread->weights);
-        s.n_rows++;
-    }
-    kernels->add_weighted(&s);
-}
-
-static void do_block(const head_job *job, dg_thread *thread, const row_range *range, int64_t block) {
+static void do_block(const dg_head_job *job, dg_thread *thread, const row_range *range, int64_t block) {
     dg_backend *backend = job->backend;
-    const int32_t n_tokens = tokens_of(job, block);
+    const int32_t n_tokens = dg_tokens_of_block(job, block);
     block_logits(job, thread, range, block);
     dg_block_statistics *statistics = backend->block_statistics + range->first * job->n_blocks + block;
     for (int32_t r = 0; r < range->n; r++) {
@@ -189,11 +114,10 @@ static void do_block(const head_job *job, dg_thread *thread, const row_range *ra
             memcpy(job->logits + (int64_t)(range->first + r) * n_vocab_of(job) + block * DG_VOCABULARY_BLOCK, z,
                    (size_t)n_tokens * sizeof *z);
     }
-    if (job->soft != NULL) add_block(job, thread, range, block, statistics, job->n_blocks);
 }
 
 /* The blocks from first_block on, as many as make a span. */
-static void do_span(const head_job *job, dg_thread *thread, const row_range *range, int64_t first_block) {
+static void do_span(const dg_head_job *job, dg_thread *thread, const row_range *range, int64_t first_block) {
     dg_backend *backend = job->backend;
     const dg_model *model = backend->model;
     const int64_t first = first_block * DG_VOCABULARY_BLOCK, left = model->n_vocab - first;
@@ -215,11 +139,11 @@ static void do_span(const head_job *job, dg_thread *thread, const row_range *ran
     backend->kernels->head_span(&span);
 }
 
-static int64_t blocks_at_once(const head_job *job) {
+static int64_t blocks_at_once(const dg_head_job *job) {
     return job->by_spans ? DG_VOCABULARY_SPAN / DG_VOCABULARY_BLOCK : 1;
 }
 
-static void do_blocks(const head_job *job, dg_thread *thread, const row_range *range, int64_t first_block) {
+static void do_blocks(const dg_head_job *job, dg_thread *thread, const row_range *range, int64_t first_block) {
     if (job->by_spans)
         do_span(job, thread, range, first_block);
     else
@@ -229,24 +153,26 @@ static void do_blocks(const head_job *job, dg_thread *thread, const row_range *r
 /* ---- The whole vocabulary ------------------------------------------------------------------------------------ */
 
 static void do_blocks_for_all_rows(void *context, int64_t item, int thread) {
-    const head_job *job = context;
+    const dg_head_job *job = context;
     const row_range all = rows_in_tiles(job, 0, job->rows.n_tiles);
     do_blocks(job, &job->backend->threads[thread], &all, item * blocks_at_once(job));
 }
 
-/* Rows are shared out, not tokens: then each row's sums are added up in the order of tokens whatever the number of
- * threads, and decoding the table once for each thread costs little beside its use for all of a thread's rows. */
-static void do_all_blocks_for_some_rows(void *context, int64_t group, int thread) {
-    const head_job *job = context;
+/* With spans rows are shared out, not tokens: then each row's sums are added up in the order of tokens whatever the
+ * number of threads, and decoding the table once for each thread costs little beside its use for all of a thread's
+ * rows.
+ */
+static void do_all_spans_for_some_rows(void *context, int64_t group, int thread) {
+    const dg_head_job *job = context;
     const int64_t n = job->rows.n_tiles;
     const int32_t first = (int32_t)(n * group / job->n_groups), end = (int32_t)(n * (group + 1) / job->n_groups);
     const row_range some = rows_in_tiles(job, first, end - first);
     for (int64_t block = 0; block < job->n_blocks; block += blocks_at_once(job))
-        do_blocks(job, &job->backend->threads[thread], &some, block);
+        do_span(job, &job->backend->threads[thread], &some, block);
 }
 
 static void finish_soft(void *context, int64_t row, int thread) {
-    const head_job *job = context;
+    const dg_head_job *job = context;
     const dg_backend *backend = job->backend;
     const int64_t n_embd = backend->model->n_embd, lanes = backend->kernels->lanes;
     const float factor = (float)(sqrt((double)n_embd) / backend->online_softmax[row].denominator);
@@ -255,7 +181,7 @@ static void finish_soft(void *context, int64_t row, int thread) {
                                 n_embd - c < lanes ? n_embd - c : lanes, job->soft + row * n_embd + c);
 }
 
-static void run_head(head_job *job) {
+static void run_head(dg_head_job *job) {
     dg_backend *backend = job->backend;
     job->n_blocks = vocabulary_blocks(backend->model);
     job->by_spans = dg_form_of(backend->kernels, &backend->model->token_embd).weight_tiles && job->logits == NULL;
@@ -268,9 +194,13 @@ static void run_head(head_job *job) {
     memset(backend->soft_sums, 0, (size_t)(job->n_sums * padded_embd(backend)) * sizeof(float));
     for (int32_t r = 0; r < job->n; r++) backend->online_softmax[r] = (dg_online_softmax){.max = -INFINITY};
     job->statistics = true;
-    job->n_groups = dg_pool_size(backend->pool);
-    if (job->n_groups > job->rows.n_tiles) job->n_groups = job->rows.n_tiles;
-    dg_pool_run(backend->pool, job->n_groups, do_all_blocks_for_some_rows, job);
+    if (job->by_spans) {
+        job->n_groups = dg_pool_size(backend->pool);
+        if (job->n_groups > job->rows.n_tiles) job->n_groups = job->rows.n_tiles;
+        dg_pool_run(backend->pool, job->n_groups, do_all_spans_for_some_rows, job);
+    } else {
+        dg_sum_soft_embeddings(job);
+    }
     dg_pool_run(backend->pool, job->n, finish_soft, job);
 }
 
@@ -278,13 +208,11 @@ static void run_head(head_job *job) {
 
 /* The first token of vocabulary block `block` at which the running sum of exp(z − max), which enters it at `before`,
  * exceeds `wanted`; the last with a positive share where rounding lets none. */
-static int32_t draw_in_block(const head_job *job, dg_thread *thread, int32_t row, int64_t block, float max,
+static int32_t draw_in_block(const dg_head_job *job, dg_thread *thread, int32_t row, int64_t block, float max,
                              double before, double wanted) {
     const row_range range = rows_in_tiles(job, row / job->rows.per_tile, 1);
-    const int32_t n_tokens = tokens_of(job, block), first = (int32_t)block * DG_VOCABULARY_BLOCK;
-    head_job logits_only = *job;
-    logits_only.soft = NULL;
-    block_logits(&logits_only, thread, &range, block);
+    const int32_t n_tokens = dg_tokens_of_block(job, block), first = (int32_t)block * DG_VOCABULARY_BLOCK;
+    block_logits(job, thread, &range, block);
     float e[DG_VOCABULARY_BLOCK];
     job->backend->kernels->exponentials(thread->logits + (row - range.first) * DG_VOCABULARY_BLOCK, n_tokens, max, e);
     int32_t last = 0;
@@ -298,7 +226,7 @@ static int32_t draw_in_block(const head_job *job, dg_thread *thread, int32_t row
 
 /* Brings a row's blocks together, in the order of tokens. */
 static void finish_row(void *context, int64_t row, int thread) {
-    const head_job *job = context;
+    const dg_head_job *job = context;
     const dg_block_statistics *blocks = job->backend->block_statistics + row * job->n_blocks;
     float max = blocks[0].max;
     double sum = 0, weighted = 0;
@@ -339,11 +267,11 @@ void dg_cpu_logits(dg_backend *backend, const float *x, int32_t n, float *host_l
     const dg_model *model = backend->model;
     for (int32_t first = 0, turn; first < n; first += turn) {
         turn = rows_in_turn(backend, n, first);
-        head_job job = {.backend = backend,
-                        .rows = pack_head(backend, x + (int64_t)first * model->n_embd, turn),
-                        .n = turn,
-                        .temperature = 1.0f,
-                        .logits = host_logits + (int64_t)first * model->n_vocab};
+        dg_head_job job = {.backend = backend,
+                           .rows = pack_head(backend, x + (int64_t)first * model->n_embd, turn),
+                           .n = turn,
+                           .temperature = 1.0f,
+                           .logits = host_logits + (int64_t)first * model->n_vocab};
         run_head(&job);
     }
 }
@@ -352,12 +280,12 @@ void dg_cpu_soft_embedding(dg_backend *backend, const float *host_z, int32_t n, 
     const dg_model *model = backend->model;
     for (int32_t first = 0, turn; first < n; first += turn) {
         turn = rows_in_turn(backend, n, first);
-        head_job job = {.backend = backend,
-                        .rows = dg_rows_in(backend->kernels, backend->packed, (dg_form){.integer = false}, turn,
-                                           model->n_embd, 0, dg_rows_n_tiles(backend->kernels, turn)),
-                        .n = turn,
-                        .z = host_z + (int64_t)first * model->n_vocab,
-                        .soft = soft + (int64_t)first * model->n_embd};
+        dg_head_job job = {.backend = backend,
+                           .rows = dg_rows_in(backend->kernels, backend->packed, (dg_form){.integer = false}, turn,
+                                              model->n_embd, 0, dg_rows_n_tiles(backend->kernels, turn)),
+                           .n = turn,
+                           .z = host_z + (int64_t)first * model->n_vocab,
+                           .soft = soft + (int64_t)first * model->n_embd};
         run_head(&job);
     }
 }
@@ -367,16 +295,16 @@ void dg_cpu_sample(dg_backend *backend, const float *x, int32_t n, float tempera
     const int64_t n_embd = backend->model->n_embd;
     for (int32_t first = 0, turn; first < n; first += turn) {
         turn = rows_in_turn(backend, n, first);
-        head_job job = {.backend = backend,
-                        .rows = pack_head(backend, x + first * n_embd, turn),
-                        .n = turn,
-                        .temperature = temperature,
-                        .statistics = true,
-                        .uniforms = uniforms + first,
-                        .argmax = result->argmax + first,
-                        .candidates = result->candidates + first,
-                        .entropies = result->entropies + first,
-                        .soft = soft != NULL ? soft + first * n_embd : NULL};
+        dg_head_job job = {.backend = backend,
+                           .rows = pack_head(backend, x + first * n_embd, turn),
+                           .n = turn,
+                           .temperature = temperature,
+                           .statistics = true,
+                           .uniforms = uniforms + first,
+                           .argmax = result->argmax + first,
+                           .candidates = result->candidates + first,
+                           .entropies = result->entropies + first,
+                           .soft = soft != NULL ? soft + first * n_embd : NULL};
         run_head(&job);
         dg_pool_run(backend->pool, turn, finish_row, &job);
     }

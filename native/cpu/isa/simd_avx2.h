@@ -160,21 +160,15 @@ static inline int32_t vs_bias(const int8_t *x, int n, int32_t offset) {
 #define PAIR_KEYS 4
 #define PAIR_ROWS 4
 #if defined(__AVXVNNI__)
+#define FUSED_DOT2 1
+#define HAS_WIDE_CODES 0
 static inline vi vi_dot2(vi acc, vi a, vi b) { return _mm256_dpwssd_avx_epi32(acc, a, b); }
 #else
-static inline vi vi_dot2(vi acc, vi a, vi b) {
-    /* Both instructions at once: gcc would add products up in pairs, and run out of registers for them. */
-    __m256i product;
-    __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(acc), "=&x"(product) : "x"(a), "x"(b));
-    return acc;
-}
-#endif
-#if defined(__AVXVNNI__)
-#define HAS_WIDE_CODES 0
-#else
-#define HAS_WIDE_CODES 1 /* for wide_codes.h, which explains them */
-static inline vi vi_widen_even(vi bytes) { return _mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8); }
+#define FUSED_DOT2 0
+#define HAS_WIDE_CODES 1
 static inline vi vi_product2(vi a, vi b) { return _mm256_madd_epi16(a, b); }
+/* For wide_codes.h, which explains them. */
+static inline vi vi_widen_even(vi bytes) { return _mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8); }
 static inline vi vi_widen_odd(vi bytes) { return _mm256_srai_epi16(bytes, 8); }
 static inline void vi_store_wide(int16_t *p, vi a) {
     a = _mm256_shuffle_epi32(a, 0xd8); /* 0, 2, 1, 3 */

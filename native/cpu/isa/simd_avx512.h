@@ -98,6 +98,7 @@ static inline vi vi_dot4(vi acc, vi w, const int8_t *x, const int w_signed) {
 
 #define HAS_WIDE_CODES 0
 #define HAS_PAIRS 1
+#define FUSED_DOT2 1
 #define PAIR_KEYS 6 /* keys whose scores are summed side by side in registers */
 #define PAIR_ROWS 8 /* query rows whose values are */
 /* acc + Σ of two products of 16-bit integers per lane */

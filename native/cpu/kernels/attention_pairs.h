@@ -122,12 +122,7 @@ ALWAYS_INLINE void add_pair_scores_of(const int n_keys, const int32_t *q, const 
         UNROLL_ROUNDS
         for (int32_t d = first; d < end; d++) {
             vi q0 = vi_load(q + d * ATTENTION_ROWS), q1 = vi_load(q + d * ATTENTION_ROWS + LANES);
-            UNROLL
-            for (int j = 0; j < n_keys; j++) {
-                vi key = vi_set(keys[j * key_stride + d]);
-                sum[j][0] = vi_dot2(sum[j][0], q0, key);
-                sum[j][1] = vi_dot2(sum[j][1], q1, key);
-            }
+            add_dot2(n_keys, q0, q1, keys + d, key_stride, sum);
         }
         UNROLL
         for (int j = 0; j < n_keys; j++) {
@@ -176,35 +171,35 @@ static void round_weights(const pairs_block *b, pairs_key_tile *t, int32_t n_key
     }
 }
 
-/* out (rows, dim) = out · factor[row] + Σ weights · values for PAIR_ROWS rows from `row` on, all columns */
-static void add_pair_values(const pairs_block *b, const pairs_key_tile *t, int row, int32_t n_pairs) {
+/* out (rows, dim) = out · factor[row] + Σ weights · values for PAIR_ROWS rows from `row` on: LANES columns from d and
+ * as many from `second` on */
+ALWAYS_INLINE void add_pair_values_of(const pairs_block *b, const pairs_key_tile *t, int row, int64_t d, int64_t second,
+                                      int32_t n_pairs) {
     const int64_t dim = b->state.dim;
+    const int32_t *values = t->values + d * (ATTENTION_KEYS / 2), *others = t->values + second * (ATTENTION_KEYS / 2);
     float *out = b->state.out + row * dim;
-    for (int64_t d = 0; d < dim; d += 2 * LANES) {
-        const int64_t second = d + LANES < dim ? d + LANES : d; /* the first twice, with equal results */
-        const int32_t *values = t->values + d * (ATTENTION_KEYS / 2),
-                      *others = t->values + second * (ATTENTION_KEYS / 2);
-        vi sum[PAIR_ROWS][2];
-        UNROLL
-        for (int r = 0; r < PAIR_ROWS; r++) sum[r][0] = sum[r][1] = vi_set(0);
-        UNROLL_ROUNDS
-        for (int32_t j = 0; j < n_pairs; j++) {
-            vi v0 = vi_load(values + j * LANES), v1 = vi_load(others + j * LANES);
-            UNROLL
-            for (int r = 0; r < PAIR_ROWS; r++) {
-                vi weight = vi_set(t->weights[j * ATTENTION_ROWS + row + r]);
-                sum[r][0] = vi_dot2(sum[r][0], v0, weight);
-                sum[r][1] = vi_dot2(sum[r][1], v1, weight);
-            }
-        }
-        UNROLL
-        for (int r = 0; r < PAIR_ROWS; r++) {
-            const vf factor = vf_set(b->state.factor[row + r]), scale = vf_set(t->weight_scale[row + r]);
-            vf first = vf_fma(vf_from_int(sum[r][0]), scale, vf_mul(vf_load(out + r * dim + d), factor));
-            vf other = vf_fma(vf_from_int(sum[r][1]), scale, vf_mul(vf_load(out + r * dim + second), factor));
-            vf_store(out + r * dim + d, first);
-            vf_store(out + r * dim + second, other);
-        }
+    vi sum[PAIR_ROWS][2];
+    UNROLL
+    for (int r = 0; r < PAIR_ROWS; r++) sum[r][0] = sum[r][1] = vi_set(0);
+    UNROLL_ROUNDS
+    for (int32_t j = 0; j < n_pairs; j++)
+        add_dot2(PAIR_ROWS, vi_load(values + j * LANES), vi_load(others + j * LANES),
+                 t->weights + j * ATTENTION_ROWS + row, 1, sum);
+    UNROLL
+    for (int r = 0; r < PAIR_ROWS; r++) {
+        const vf factor = vf_set(b->state.factor[row + r]), scale = vf_set(t->weight_scale[row + r]);
+        vf first = vf_fma(vf_from_int(sum[r][0]), scale, vf_mul(vf_load(out + r * dim + d), factor));
+        vf other = vf_fma(vf_from_int(sum[r][1]), scale, vf_mul(vf_load(out + r * dim + second), factor));
+        vf_store(out + r * dim + d, first);
+        vf_store(out + r * dim + second, other);
+    }
+}
+
+/* All rows and columns; a few columns of values, which the nearest cache keeps, for all rows. */
+static void add_pair_values(const pairs_block *b, const pairs_key_tile *t, int32_t n_pairs) {
+    for (int64_t d = 0; d < b->state.dim; d += 2 * LANES) {
+        const int64_t second = d + LANES < b->state.dim ? d + LANES : d; /* the first twice, with equal results */
+        for (int row = 0; row < ATTENTION_ROWS; row += PAIR_ROWS) add_pair_values_of(b, t, row, d, second, n_pairs);
     }
 }
 
@@ -250,7 +245,7 @@ static void pairs_attend(const dg_attention *a, int32_t first, int32_t n_rows, f
                 if (visible == SOME_KEYS) mask_scores(&b->state, run->position + j, n_keys);
                 exponentiate(&b->state, n_keys);
                 round_weights(b, &t, n_keys);
-                for (int r = 0; r < ATTENTION_ROWS; r += PAIR_ROWS) add_pair_values(b, &t, r, (n_keys + 1) / 2);
+                add_pair_values(b, &t, (n_keys + 1) / 2);
             }
         }
     }

@@ -48,6 +48,10 @@ _Static_assert(TILE_ROWS == 6, "add the other sizes");
 
 #include "cpu/kernels/rows.h"
 
+#if HAS_PAIRS
+#include "cpu/kernels/dot2.h"
+#endif
+
 #include "cpu/kernels/soft.h"
 
 #if defined(HAS_TILES)

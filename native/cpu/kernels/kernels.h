@@ -107,7 +107,7 @@ typedef struct dg_soft_block {
     const float *factors;       /* (n_rows) */
     const void *weights;        /* (n_rows/tile_rows, n_tokens, tile_rows) floats, or (…, n_tokens/2, tile_rows, 2) */
     const float *weight_scales; /* (n_rows) where narrow: what to multiply the integers with */
-    const void *values;         /* (n_cols/lanes, values_stride, lanes) floats or pairs */
+    const void *values;         /* (n_cols/lanes, values_stride, lanes) floats, or half as many pairs */
     const float *value_scales;  /* (n_cols/lanes, values_stride/lanes): likewise, for `lanes` tokens each */
     int32_t values_stride;      /* a multiple of lanes */
     int64_t n_cols;             /* a multiple of lanes */
@@ -189,9 +189,9 @@ typedef struct dg_cpu_kernels {
     int64_t (*head_span_bytes)(int64_t n_cols, int32_t n_tiles);
 
     /* The rows of `panel` one after the other, columns padded with zeros to n_cols in all: lanes rows of
-     * (n_cols/lanes, values_stride, lanes) floats, or, where `narrow`, lanes/2 rows of as many pairs of integers, two
-     * rows of the panel side by side, and a scale for each `lanes` columns, values_stride/lanes apart. n_lanes rows of
-     * the panel count; what the others become means nothing. */
+     * (n_cols/lanes, values_stride, lanes) floats, or, where `narrow`, lanes/2 rows of half as many pairs of integers,
+     * two rows of the panel side by side, and a scale for each `lanes` columns, values_stride/lanes apart. n_lanes rows
+     * of the panel count; what the others become means nothing. */
     void (*spread)(const dg_panel *panel, int32_t n_lanes, bool narrow, int64_t n_cols, int32_t values_stride,
                    void *values, float *value_scales);
     /* The weights of one row, (n_tokens), at least 0, to their place in dg_soft_block.weights; returns their scale. */

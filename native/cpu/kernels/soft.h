@@ -66,8 +66,9 @@ static void spread(const dg_panel *panel, int32_t n_lanes, bool narrow, int64_t 
                    void *values, float *value_scales) {
     const int64_t left = n_cols - panel->first_col;
     n_cols = left - panel->n_cols < PANEL_LANES ? left : panel->n_cols; /* the last strip is padded */
+    const int64_t words = narrow ? values_stride / 2 : values_stride;   /* of a column of panels */
     for (int64_t c = 0; c < n_cols; c += PANEL_LANES) {
-        uint32_t *out = (uint32_t *)values + (panel->first_col + c) * values_stride;
+        uint32_t *out = (uint32_t *)values + (panel->first_col + c) * words;
         for (int64_t i = 0; i < PANEL_LANES; i += LANES, out += LANES) {
 #if HAS_PAIRS
             if (narrow) {
@@ -109,10 +110,11 @@ static float pack_weights(const float *weights, int32_t n_tokens, bool narrow, i
 ALWAYS_INLINE void add_narrow_rows(const int n_rows, const dg_soft_block *block, int32_t first, const uint32_t *values,
                                    const float *value_scales, float *sums) {
     enum { WORDS = PANEL_LANES / 2 };
-    const uint32_t *w = (const uint32_t *)block->weights + (int64_t)first * (block->n_tokens / 2);
+    const int32_t *w = (const int32_t *)block->weights + (int64_t)first * (block->n_tokens / 2);
     vf acc[TILE_ROWS][VECTORS];
     UNROLL
-    for (int t = 0; t < n_rows; t++) {
+    for (int t = 0; t < n_rows; t++) { /* the sums of a canvas are too large for the nearer caches */
+        __builtin_prefetch(sums + (int64_t)block->rows[first + t] * PANEL_LANES, 1);
         UNROLL
         for (int v = 0; v < VECTORS; v++) acc[t][v] = vf_set(0);
     }
@@ -128,12 +130,7 @@ ALWAYS_INLINE void add_narrow_rows(const int n_rows, const dg_soft_block *block,
             vi value[VECTORS];
             UNROLL
             for (int v = 0; v < VECTORS; v++) value[v] = vi_load(values + i * PANEL_LANES + v * LANES);
-            UNROLL
-            for (int t = 0; t < n_rows; t++) {
-                const vi weight = vi_set((int32_t)w[i * TILE_ROWS + t]);
-                UNROLL
-                for (int v = 0; v < VECTORS; v++) sum[t][v] = vi_dot2(sum[t][v], value[v], weight);
-            }
+            add_dot2(n_rows, value[0], value[1], w + i * TILE_ROWS, 1, sum);
         }
         values += WORDS * PANEL_LANES;
         w += WORDS * TILE_ROWS;
@@ -207,7 +204,7 @@ static void add_weighted(const dg_soft_block *block) {
 #undef CASE
             }
         }
-        values += (int64_t)block->values_stride * PANEL_LANES;
+        values += (int64_t)(block->narrow ? block->values_stride / 2 : block->values_stride) * PANEL_LANES;
         value_scales += block->values_stride / PANEL_LANES;
         sums += block->n_sums * PANEL_LANES;
     }

@@ -6,7 +6,6 @@
  *
  *   vi vi_widen_even(bytes), vi_widen_odd(bytes)   columns 0 and 2, 1 and 3 of four bytes in a word, as halves of it
  *   vi_store_wide(p, codes)                        LANES columns of activations in the same order
- *   vi vi_product2(a, b)                           Σ of two products of 16-bit integers per lane
  *
  * A strip has half of the columns that it has with bytes, and takes as much of the nearest cache. */
 
@@ -35,26 +34,7 @@ ALWAYS_INLINE void multiply_wide(const int n_rows, const dg_panel *panel, const 
             vi codes[VECTORS];
             UNROLL
             for (int v = 0; v < VECTORS; v++) codes[v] = vi_load(w + (i * VECTORS + v) * LANES * 2);
-            vi product[TILE_ROWS][VECTORS]; /* all before the sums: some processors spread them better so */
-            UNROLL
-            for (int t = 0; t < n_rows; t++) {
-                int32_t two;
-                memcpy(&two, x + t * DG_BLOCK + 2 * i, sizeof two);
-                const vi both = vi_set(two);
-                UNROLL
-                for (int v = 0; v < VECTORS; v++) {
-                    product[t][v] = vi_product2(codes[v], both);
-                    KEEP_IN_REGISTERS(product[t][v]);
-                }
-            }
-            UNROLL
-            for (int t = 0; t < n_rows; t++) {
-                UNROLL
-                for (int v = 0; v < VECTORS; v++) {
-                    sum[t][v] = vi_add(sum[t][v], product[t][v]);
-                    KEEP_IN_REGISTERS(sum[t][v]); /* or gcc adds products up in pairs, in more registers */
-                }
-            }
+            add_dot2(n_rows, codes[0], codes[1], (const int32_t *)(const void *)(x + 2 * i), DG_BLOCK / 2, sum);
         }
         UNROLL
         for (int v = 0; v < VECTORS; v++) {
