@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from dgemma.cli import main
+from support import small_model
+from support.serving import running
+
+PROGRAM = [sys.executable, "-c", "import sys, dgemma.cli; sys.exit(dgemma.cli.main())"]
 
 
 def test_inspect_divides_a_file_over_cards(
@@ -64,3 +73,35 @@ def test_generate_takes_the_gpu_that_is_named(
     found = json.loads(capsys.readouterr().out)["cuda"]
     assert [gpu["number"] for gpu in found["gpus"]] == [0, 1]
     assert found["usable"]
+
+
+@pytest.fixture
+def lost(tmp_path: Path, cuda_library: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model on an (emulated) card that is lost in the first layer of a prompt."""
+    monkeypatch.setenv("DGEMMA_CUDA_LIBRARY", str(cuda_library))
+    monkeypatch.setenv("DGEMMA_EMULATION_LOST_AT", "CombineTask")
+    return small_model.write(tmp_path / "small.gguf")
+
+
+def test_a_lost_card_ends_a_command_with_one_line(lost: Path) -> None:
+    done = subprocess.run(
+        [*PROGRAM, "generate", "-m", lost, "-p", "<3>", "--device", "0"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert re.fullmatch(r"dgemma: error: CUDA, in .*: unspecified launch failure\n", done.stderr)
+
+
+def test_a_server_outlives_its_card(lost: Path) -> None:
+    with (
+        running(lost, "--device", "0") as (address, process),
+        httpx.Client(base_url=address, timeout=120) as http,
+    ):
+        for _ in range(2):
+            answer = http.post("/v1/completions", json={"prompt": "<3>", "max_tokens": 4})
+            assert answer.status_code == 500
+            assert "unspecified launch failure" in answer.json()["error"]["message"]
+        assert http.get("/health").status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0

@@ -3,7 +3,9 @@
  * Environment: DGEMMA_EMULATION_DEVICES, their number (default 1); DGEMMA_EMULATION_MEMORY, bytes of each, separated by
  * commas, of which the last holds for all that follow (default 4 GiB); DGEMMA_EMULATION_USED, bytes of each that other
  * programs hold; DGEMMA_EMULATION_CAPABILITIES, such as "80,75"; DGEMMA_EMULATION_DRIVER, the CUDA version that the
- * driver supports (default 13000); CUDA_VISIBLE_DEVICES, numbers alone.
+ * driver supports (default 13000); DGEMMA_EMULATION_LOST_AT, a kernel that no device survives,
+ * as a part of its parameters' types;
+ * CUDA_VISIBLE_DEVICES, numbers alone.
  *
  * With several devices memory of a device can be touched only while that device works, or a copy that names it: a
  * kernel that is given another device's address ends the program with a message, and so does the host. */
@@ -46,6 +48,8 @@ cudaError_t error(cudaError_t e) {
     if (e != cudaSuccess) last_error = e;
     return e;
 }
+
+void lose(int device) { usage[device].lost = true; }
 
 cudaError_t next_call(bool counted) {
     if (counted && ++n_calls == fail_at) {
@@ -343,7 +347,7 @@ EXPORTED void emulation_fail_at(long n, int with) {
 }
 
 /* From now on every call of a device fails. */
-EXPORTED void emulation_lose(int device) { usage[device].lost = true; }
+EXPORTED void emulation_lose(int device) { lose(device); }
 
 /* Kernels do nothing from now on, and are still counted, but for the one that settles a canvas, since the host goes by
  * what it says: for tests of what the host does. */

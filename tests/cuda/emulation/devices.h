@@ -17,6 +17,8 @@ extern std::atomic<bool> idle;
 
 /* Counts a call of the runtime; what it must fail with. Not counted: for calls that stand before every other one. */
 cudaError_t next_call(bool counted = true);
+/* From now on every call of the device fails. */
+void lose(int device);
 /* Keeps what the runtime will report; returns it. */
 cudaError_t error(cudaError_t e);
 
