@@ -297,7 +297,7 @@ class DiffusionGemma(LlamaMethods):
                 f"a canvas of {length} tokens",
                 param="n_tokens",
             )
-        after = self.tokenizer.encode(suffix, special=False)[: length - n_tokens]
+        after = self.tokenizer.encode_start(suffix, length - n_tokens)
         options["pinned"] = {n_tokens + i: token for i, token in enumerate(after)}
         options["max_tokens"] = n_tokens
         return self.generate(prefix, **options).text

@@ -100,6 +100,13 @@ class Tokenizer:
             ids.insert(0, self.bos)
         return ids
 
+    def encode_start(self, text: str, n: int) -> list[int]:
+        """The first `n` token ids of a text; what they cannot reach is not encoded.
+
+        Control tokens are text.
+        """
+        return self.encode(text[: (n + 2) * self.max_token_bytes], special=False)[:n]
+
     def _encoded(self, tokens: re.Pattern[str] | None, text: str) -> list[int]:
         ids: list[int] = []
         for piece, is_token in _pieces(tokens, text):

@@ -43,6 +43,13 @@ def gemma(gemma4: Path) -> Tokenizer:
         return Tokenizer(file.keys)
 
 
+@given(ANY_TEXT, st.integers(1, 20))
+@settings(max_examples=200, deadline=None)
+def test_the_beginning_of_a_text_is_that_of_the_whole(gemma: Tokenizer, text: str, n: int) -> None:
+    for written in (text, text * 50, "hello " * 500):
+        assert gemma.encode_start(written, n) == gemma.encode(written, special=False)[:n]
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

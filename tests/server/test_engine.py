@@ -12,6 +12,7 @@ import pytest
 
 from dgemma.server import Settings, create_app
 from dgemma.server.engine import Ask, Card, Event, Progress, QueueFullError
+from dgemma.server.inprocess import HttpRequest
 
 CHUNK = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "parrot"}
 USAGE = {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}
@@ -147,6 +148,32 @@ def test_a_bug_is_not_blamed_on_the_request(
     assert "secret" not in response.text
     assert told["id"] in told["message"]
     assert f"error {told['id']}: a secret of the inside" in caplog.text
+
+
+def test_a_client_that_leaves_within_its_body_leaves_no_trace_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def left(body: bytes) -> list[Any]:
+        app, sent = create_app(Parrot(), Settings()), []
+        coming = [
+            {"type": "http.request", "body": body, "more_body": True},
+            {"type": "http.disconnect"},
+        ]
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"100")]
+        request = HttpRequest("POST", "/v1/chat/completions", b"", headers)
+
+        async def receive() -> Any:
+            return coming.pop(0)
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await app(request.scope(), receive, send)
+        return sent
+
+    for body in (b"", b'{"messages"'):
+        assert asyncio.run(left(body))[0]["status"] == 400
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("path", ["/apply-template", "/v1/messages/count_tokens"])

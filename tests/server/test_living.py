@@ -1,5 +1,7 @@
 """The server stays alive: quick to say so whatever is sent, streams never silent, turns found."""
 
+# a table reads better in its lines
+
 from __future__ import annotations
 
 import json
@@ -34,6 +36,8 @@ def own(address: str) -> Iterator[httpx.Client]:
 MIB = 2**20
 TEXT = "The quick brown fox jumps over the lazy dog. "
 DEEP = '{"a":' * 100_000 + "1" + "}" * 100_000
+LONG = TEXT * (7 * MIB // len(TEXT))
+ASKED = [{"role": "user", "content": "x"}]
 CALLED = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": DEEP}}]}
 
 
@@ -68,18 +72,157 @@ HOSTILE: dict[str, tuple[str, bytes, int]] = {
         b'{"prompt":"x","seed":' + b"9" * 4000 + b"}",
         400,
     ),
-    "arguments nested deep": (
+    **{
+        f"a {name} of 7 MiB": (path, json.dumps(body).encode(), status)
+        for name, path, body, status in (
+            ("suffix", "/v1/completions", {"prompt": "x", "suffix": LONG, "max_tokens": 4}, 0),
+            ("prefix", "/infill", {"input_prefix": LONG, "input_suffix": "x"}, 400),
+            ("stop", "/completion", {"prompt": "x", "stop": LONG, "n_predict": 4}, 0),
+            ("system text", "/v1/messages", {"system": LONG, "messages": ASKED}, 400),
+            (
+                "document",
+                "/v1/messages/count_tokens",
+                {
+                    "messages": [
+                        {
+                            "role": "user",
+                            "content": [
+                                {"type": "document", "source": {"type": "text", "data": LONG}}
+                            ],
+                        }
+                    ]
+                },
+                0,
+            ),
+            ("list of instructions", "/v1/responses", {"input": "x", "instructions": LONG}, 400),
+            (
+                "conversation",
+                "/apply-template",
+                {"messages": [{"role": "user", "content": LONG}]},
+                0,
+            ),
+            (
+                "description",
+                "/v1/chat/completions",
+                {
+                    "messages": ASKED,
+                    "tools": [{"type": "function", "function": {"name": "f", "description": LONG}}],
+                },
+                400,
+            ),
+            (
+                "picture",
+                "/v1/chat/completions",
+                {
+                    "messages": [
+                        {
+                            "role": "user",
+                            "content": [
+                                {
+                                    "type": "image_url",
+                                    "image_url": {"url": f"data:image/png;base64,{LONG}"},
+                                }
+                            ],
+                        }
+                    ]
+                },
+                400,
+            ),
+            (
+                "schema",
+                "/v1/chat/completions",
+                {
+                    "messages": ASKED,
+                    "response_format": {
+                        "type": "json_schema",
+                        "json_schema": {"schema": {"description": LONG}},
+                    },
+                },
+                400,
+            ),
+            ("name of a field", "/v1/chat/completions", {"messages": ASKED, LONG: 1}, 0),
+            (
+                "tool's result",
+                "/v1/chat/completions",
+                {"messages": [*ASKED, {"role": "tool", "content": json.dumps({"a": LONG})}]},
+                400,
+            ),
+            (
+                "metadata",
+                "/v1/responses",
+                {"input": "x", "metadata": {"a": LONG}, "max_output_tokens": 4},
+                0,
+            ),
+        )
+    },
+    "256 tools with 60 properties": (
         "/v1/chat/completions",
-        json.dumps({
-            "messages": [
-                {"role": "user", "content": "x"},
-                CALLED,
-                {"role": "tool", "content": "x"},
-            ]
-        }).encode(),
+        json.dumps(
+            {
+                "messages": ASKED,
+                "max_tokens": 4,
+                "tool_choice": "required",
+                "tools": [
+                    {
+                        "type": "function",
+                        "function": {
+                            "name": f"f{i}",
+                            "parameters": {
+                                "type": "object",
+                                "properties": {f"p{j}": {"enum": ["a", "b"]} for j in range(60)},
+                            },
+                        },
+                    }
+                    for i in range(256)
+                ],
+            }
+        ).encode(),
         0,
     ),
-}  # fmt: skip
+    "a schema of 900 KB": (
+        "/v1/chat/completions",
+        json.dumps(
+            {
+                "messages": ASKED,
+                "max_tokens": 4,
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {
+                        "schema": {
+                            "type": "object",
+                            "properties": {f"p{i}": {"type": "string"} for i in range(25_000)},
+                        }
+                    },
+                },
+            }
+        ).encode(),
+        0,
+    ),
+    "10,000 messages": (
+        "/v1/chat/completions",
+        json.dumps({"messages": ASKED * 10_000, "max_tokens": 4}).encode(),
+        400,
+    ),
+    "262,144 tokens": ("/detokenize", b'{"tokens":[' + b"5," * (2**18 - 1) + b"5]}", 200),
+    "lists nested 100,000 deep": (
+        "/v1/completions",
+        b'{"prompt":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        400,
+    ),
+    "arguments nested deep": (
+        "/v1/chat/completions",
+        json.dumps(
+            {
+                "messages": [
+                    {"role": "user", "content": "x"},
+                    CALLED,
+                    {"role": "tool", "content": "x"},
+                ]
+            }
+        ).encode(),
+        0,
+    ),
+}
 
 
 @pytest.mark.parametrize("name", HOSTILE)

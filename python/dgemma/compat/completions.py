@@ -45,6 +45,8 @@ class Completion(Completions):
         super().__init__("cmpl", model or llm.model_path, stream_options, warnings)
         self._head["object"] = "text_completion"
         prompts = prompt_list(prompt)
+        if suffix is not None and not isinstance(suffix, str):
+            raise OptionTypeError("suffix must be a text", param="suffix")
         if suffix:
             options["pinned"], max_tokens = _behind_gap(llm, suffix, max_tokens)
         self._n = choices(n)
@@ -143,5 +145,5 @@ def _behind_gap(llm: Host, suffix: str, max_tokens: int | None) -> tuple[dict[in
             f"a canvas of {length} tokens",
             param="max_tokens",
         )
-    after = llm.tokenizer.encode(suffix, special=False)[: length - gap]
+    after = llm.tokenizer.encode_start(suffix, length - gap)
     return {gap + i: token for i, token in enumerate(after)}, gap

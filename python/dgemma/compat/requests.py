@@ -34,6 +34,7 @@ from ..generation.declared import (
 _ONE_TOKEN = "it picks one token at a time, and a canvas is denoised as a whole"
 _NO_PROBABILITIES = "a settled canvas has no probability per token in order"
 _NOTHING_TO_DO = "it changes nothing here"
+MAX_NAME = 100  # characters of a name that nobody knows which errors and warnings show
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def accept(
             if unknown == "refuse" or strict:
                 raise _unknown(name, known)
             if value is not None:
-                found.append(f"{name} is not known here and was ignored")
+                found.append(f"{name[:MAX_NAME]} is not known here and was ignored")
         elif value is not None:
             options[name] = value
     return Accepted(options, tuple(filter(None, found)))
@@ -204,6 +205,7 @@ def _without_effect(
 
 
 def _unknown(name: str, known: frozenset[str]) -> OptionTypeError:
+    name = name[:MAX_NAME]
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return OptionTypeError(f"unknown option {name!r}{hint}", param=name, code="unknown_parameter")

@@ -21,7 +21,7 @@ from .limits import list_grammar, number_grammar, text_grammar
 
 _ANY_ORDER = 4  # properties; the orders of more make grammars large
 _MAX_PROPERTIES = 60  # of an object; one with more may have any
-_MAX_RULES = 4000
+_MAX_RULES = 4000  # of all tools together; beyond, any value may stand
 _BASE = rf"""
 END: "{CALL_END}"
 object: "{{" pairs? "}}"
@@ -54,7 +54,7 @@ def call_grammar(tools: Sequence[Mapping[str, Any]], *, named: bool, whole: bool
         schema = tool["function"].get("parameters") or {}
         place = f"tools[{index}].function.parameters"
         check_depth(schema, place)
-        made = _Arguments(schema, f"t{index}")
+        made = _Arguments(schema, f"t{index}", _MAX_RULES - len(rules))
         try:
             bodies.append(made.body())
         except RecursionError:
@@ -75,7 +75,8 @@ def call_grammar(tools: Sequence[Mapping[str, Any]], *, named: bool, whole: bool
 class _Arguments:
     """The rules of one tool's arguments."""
 
-    def __init__(self, schema: Mapping[str, Any], prefix: str) -> None:
+    def __init__(self, schema: Mapping[str, Any], prefix: str, max_rules: int) -> None:
+        self._max_rules = max_rules
         self._root, self._prefix = schema, prefix
         self.rules: list[str] = []
         self._references: dict[str, str] = {}
@@ -98,7 +99,7 @@ class _Arguments:
         properties = schema.get("properties")
         if not isinstance(properties, Mapping) or not 0 < len(properties) <= _MAX_PROPERTIES:
             return "pairs?"
-        if len(self.rules) > _MAX_RULES:
+        if len(self.rules) >= self._max_rules:
             return "pairs?"
         required = schema.get("required")
         given = required if isinstance(required, list | tuple) else ()
@@ -124,7 +125,7 @@ class _Arguments:
         return rest(tuple(names), True)
 
     def _value(self, schema: Any) -> str:
-        if not isinstance(schema, Mapping) or len(self.rules) > _MAX_RULES:
+        if not isinstance(schema, Mapping) or len(self.rules) >= self._max_rules:
             return "value"
         if isinstance(reference := schema.get("$ref"), str):
             return self._referred(reference)

@@ -10,7 +10,7 @@ from concurrent.futures import Executor
 from typing import Any
 
 import pydantic_core
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from .failures import BadRequestError
 
@@ -31,6 +31,8 @@ async def read_json(request: Request, max_bytes: int, executor: Executor) -> Any
         body = await asyncio.wait_for(_body(request, max_bytes), BODY_SECONDS)
     except asyncio.TimeoutError:  # another class than TimeoutError before 3.11
         raise BadRequestError("the body did not arrive in time", 408) from None
+    except ClientDisconnect:  # nobody reads this, and no log need be filled with it
+        raise BadRequestError("the client left before its body was whole") from None
     return await asyncio.get_running_loop().run_in_executor(executor, parse_json, body)
 
 

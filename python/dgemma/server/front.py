@@ -89,7 +89,7 @@ def warned(warnings: Sequence[str]) -> dict[str, str]:
     """The header that names what was ignored."""
     if not warnings:
         return {}
-    text = "; ".join(warnings).encode("ascii", "replace").decode()
+    text = "; ".join(warnings)[:MAX_HEADER].encode("ascii", "replace").decode()
     shown = "".join(c if c.isprintable() else "?" for c in text)[:MAX_HEADER]
     return {"X-Dgemma-Warnings": shown.strip()}  # HTTP has no values that begin or end with a space
 

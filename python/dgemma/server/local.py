@@ -85,13 +85,13 @@ class LocalEngine:
 
     async def render(self, messages: Sequence[Any], **options: Any) -> str:
         """See `Engine`."""
-        return await self._prepared(lambda: self._llm.chat_template.render(messages, **options))
+        return await self._prepared(lambda: _rendered(self._llm, messages, options))
 
     async def count(self, messages: Sequence[Any], **options: Any) -> int:
         """See `Engine`."""
         llm = self._llm
         return await self._prepared(
-            lambda: len(llm.encode_prompt(llm.chat_template.render(messages, **options)))
+            lambda: len(llm.encode_prompt(_rendered(llm, messages, options)))
         )
 
     def slots(self) -> list[JsonObject]:
@@ -130,8 +130,7 @@ class _Work:
         self.made: ChatCompletion | Completion
         if ask.kind == "chat":
             messages = options.pop("messages")
-            # Before it is rendered: what is too long would take long for that too.
-            llm.check_text_length("".join(_texts(messages)))
+            _check_length(llm, messages, options.get("tools"))
             self.made = ChatCompletion(llm, messages, **options)
         else:
             self.made = Completion(llm, options.pop("prompt"), suffix_in_text=False, **options)
@@ -210,6 +209,29 @@ class OpenedAnswer:
     def cancel(self) -> None:
         """See `Opened`."""
         self._worker.cancel(self.job)
+
+
+def _rendered(llm: DiffusionGemma, messages: Any, options: Mapping[str, Any]) -> str:
+    _check_length(llm, messages, options.get("tools"))
+    return llm.chat_template.render(messages, **options)
+
+
+def _check_length(llm: DiffusionGemma, messages: Any, tools: Any) -> None:
+    """Before they are rendered: what is too long would take long for that too."""
+    llm.check_text_length("".join([*_texts(messages), *_descriptions(tools)]))
+
+
+def _descriptions(tools: Any) -> Iterator[str]:
+    """The texts in the declarations of tools, and in whatever else was sent for such."""
+    pending = [tools]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, Mapping):
+            pending.extend(item.values())
+        elif isinstance(item, list):
+            pending.extend(item)
 
 
 def _texts(messages: Any) -> Iterator[str]:
