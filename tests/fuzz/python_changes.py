@@ -42,7 +42,7 @@ def changed_json(data: bytes, draw: random.Random) -> bytes | None:
             del holder[key]
         elif kind == 1:
             other, name = draw.choice(found)
-            with contextlib.suppress(KeyError, IndexError):
+            with contextlib.suppress(KeyError, IndexError, ValueError, RecursionError):
                 holder[key] = json.loads(json.dumps(other[name]))
         elif kind == 2 and isinstance(holder, dict):
             holder[draw.choice(["type", "$ref", "content", "name", "role", str(key) + "x"])] = holder[key]  # fmt: skip
