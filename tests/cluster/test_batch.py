@@ -151,6 +151,49 @@ def test_a_journal_of_another_input_is_not_taken(tmp_path: Path) -> None:
     assert run_batch(first, out, echo).resumed == 1
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"my notes, without an end",
+        b"my notes\n",
+        b"[1]\n",
+        b'{"sha256": 1}\n',
+        "{head}\nnot json\n",
+        '{head}\n{"line": 1}\n',
+        '{head}\n{"line": "1", "record": {"error": {}}}\n',
+        '{head}\n{"line": 1, "record": {"error": null, "response": null}}\n',
+    ],
+)
+def test_a_journal_that_is_none_is_refused_and_kept(content: bytes | str, tmp_path: Path) -> None:
+    source, out = written(tmp_path / "in.jsonl", chat("a")), tmp_path / "out.jsonl"
+    partial = tmp_path / "out.jsonl.partial"
+    if isinstance(content, str):
+        with Journal(out, source):
+            content = content.replace("{head}", partial.read_text().strip()).encode()
+    partial.write_bytes(content)
+    with pytest.raises(BatchError, match="no line of a batch's answers"):
+        run_batch(source, out, echo)
+    assert partial.read_bytes() == content
+    assert not out.exists()
+
+
+def test_a_journal_that_was_cut_within_its_first_line_begins_anew(tmp_path: Path) -> None:
+    source, out = written(tmp_path / "in.jsonl", chat("a")), tmp_path / "out.jsonl"
+    for cut in (b"", b'{"so', b'{"source": "x", "sha2'):
+        (tmp_path / "out.jsonl.partial").write_bytes(cut)
+        assert run_batch(source, out, echo).requests == 1
+        assert len(records(out)) == 1
+
+
+def test_a_link_in_the_journals_place_is_not_followed(tmp_path: Path) -> None:
+    source, out = written(tmp_path / "in.jsonl", chat("a")), tmp_path / "out.jsonl"
+    other = written(tmp_path / "other", "mine")
+    (tmp_path / "out.jsonl.partial").symlink_to(other)
+    with pytest.raises(BatchError, match="is a link"):
+        run_batch(source, out, echo)
+    assert other.read_text() == "mine\n"
+
+
 def test_doubled_ids_are_refused_before_anything_is_asked(tmp_path: Path) -> None:
     source = written(tmp_path / "in.jsonl", chat("a"), "", chat("a"))
     with pytest.raises(BatchError, match="lines 1 and 3"):

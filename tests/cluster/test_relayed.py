@@ -7,6 +7,7 @@ import json
 import pytest
 
 from dgemma.ray.relayed import EventLog, RelayedRequest
+from dgemma.server.body import parse_json
 from dgemma.server.inprocess import HttpRequest
 
 
@@ -23,6 +24,27 @@ def posted(path: str, **body: object) -> RelayedRequest:
 def test_streams_without_a_seed_get_one(given: dict[str, object]) -> None:
     asked = posted("/v1/chat/completions", stream=True, **given)
     assert 0 <= json.loads(asked.http.body)["seed"] < 2**31
+
+
+@pytest.mark.parametrize("body", [b' { "stream" : true } \n', b'{"stream":true,"seed":null}'])
+def test_the_seed_stands_behind_what_was_sent(body: bytes) -> None:
+    http = HttpRequest("POST", "/v1/completions", body)
+    made = RelayedRequest.of(http, seeded=True).http.body
+    assert made.startswith(body.rstrip()[:-1])
+    assert isinstance(parse_json(made)["seed"], int)
+
+
+def test_what_the_server_refuses_goes_on_as_it_is() -> None:
+    for body in (
+        b'{"stream":true,"messages":[' + b"1," * 400_000 + b"1]}",
+        b'{"stream":true,"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"stream":true,"temperature":NaN}',
+        b'\xff{"stream":true}',
+    ):
+        http = HttpRequest("POST", "/v1/chat/completions", body)
+        asked = RelayedRequest.of(http, seeded=True)
+        assert asked.http is http
+        assert asked.keys == []
 
 
 def test_nothing_else_is_changed() -> None:

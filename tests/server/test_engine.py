@@ -176,6 +176,38 @@ def test_a_client_that_leaves_within_its_body_leaves_no_trace_in_the_log(
     assert not caplog.records
 
 
+def test_a_request_that_is_under_way_when_the_server_ends_is_told_so(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def for_ever(*_: object, **__: object) -> Any:
+        await asyncio.Event().wait()
+
+    async def ended() -> list[Any]:
+        sent: list[Any] = []
+        body = [{"type": "http.request", "body": b'{"content":"x"}', "more_body": False}]
+        headers = [(b"content-type", b"application/json")]
+
+        async def receive() -> Any:
+            return body.pop()
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        app = create_app(Parrot(), Settings())
+        scope = HttpRequest("POST", "/tokenize", b"", headers).scope()
+        task = asyncio.create_task(app(scope, receive, send))
+        while body:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        task.cancel()
+        await task
+        return sent
+
+    monkeypatch.setattr(Parrot, "tokenize", for_ever)
+    assert asyncio.run(ended())[0]["status"] == 503
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("path", ["/apply-template", "/v1/messages/count_tokens"])
 @pytest.mark.parametrize("odd", ["x", 1, [1], True])
 def test_fields_for_the_template_must_be_an_object(path: str, odd: object) -> None:

@@ -6,16 +6,20 @@ come. When all are there the output is written beside its place, and renamed.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from ..files import NewFile
 from .records import BatchError, Record, succeeded
+
+BEGINNING = b'{"source": '
+T = TypeVar("T")
 
 
 class Journal:
@@ -34,7 +38,7 @@ class Journal:
         self._file: BinaryIO
 
     def __enter__(self) -> Journal:
-        self._file = open(self.path, "a+b")
+        self._file = self._opened()
         try:
             self._lock()
             self._read()
@@ -81,6 +85,21 @@ class Journal:
 
     # ---- The file --------------------------------------------------------------------------------
 
+    def _opened(self) -> BinaryIO:
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            return open(os.open(self.path, flags, 0o666), "a+b")
+        except OSError as problem:
+            if problem.errno != errno.ELOOP:
+                raise
+            raise BatchError(f"{self.path}: is a link, which is not followed: delete it") from None
+
+    def _damaged(self, place: int) -> BatchError:
+        return BatchError(
+            f"{self.path}: byte {place}: no line of a batch's answers: it is damaged, or another "
+            "program's: delete it to begin anew, or name another output"
+        )
+
     def _lock(self) -> None:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -95,11 +114,15 @@ class Journal:
         self._file.seek(0)
         head, end = self._file.readline(), 0
         if not head.endswith(b"\n"):
+            if not head.startswith(BEGINNING[: len(head)]):
+                raise self._damaged(0)
             self._file.truncate(0)
             self._file.write(_line({"source": str(self._source), "sha256": digest}))
             self._file.flush()
             return
-        if json.loads(head).get("sha256") != digest:
+        if _value(head, "sha256", str) is None:
+            raise self._damaged(0)
+        if _value(head, "sha256", str) != digest:
             raise BatchError(
                 f"{self.path}: holds answers to another input or another version of it: "
                 "delete it to begin anew, or name another output"
@@ -107,11 +130,13 @@ class Journal:
         end = self._file.tell()
         while (line := self._file.readline()).endswith(b"\n"):
             place, end = end, self._file.tell()
-            entry = json.loads(line)
-            if self._retry_failed and not succeeded(entry["record"]):
+            number, record = _value(line, "line", int), _value(line, "record", dict)
+            if number is None or record is None or not _is_record(record):
+                raise self._damaged(place)
+            if self._retry_failed and not succeeded(record):
                 continue
-            self._places[entry["line"]] = (place, len(line))
-            self.n_failed += not succeeded(entry["record"])
+            self._places[number] = (place, len(line))
+            self.n_failed += not succeeded(record)
         self._file.truncate(end)
         self._file.seek(0, os.SEEK_END)
 
@@ -120,6 +145,21 @@ class Journal:
         self._file.seek(place)
         record: Record = json.loads(self._file.read(length))["record"]
         return record
+
+
+def _value(line: bytes, name: str, kind: type[T]) -> T | None:
+    """A field of a line of JSON; None where it is not there."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    found = entry.get(name) if isinstance(entry, dict) else None
+    return found if type(found) is kind else None
+
+
+def _is_record(record: Record) -> bool:
+    response, error = record.get("response"), record.get("error")
+    return isinstance(error, dict) or (isinstance(response, dict) and "status_code" in response)
 
 
 def _line(value: Any) -> bytes:

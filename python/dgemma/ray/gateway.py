@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import re
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
@@ -66,7 +67,10 @@ class Gateway:
             await work
 
     async def _answer(self, http: HttpRequest, send: Send) -> None:
-        asked = RelayedRequest.of(http, seeded=self._seeded)
+        # Off the event loop: what has megabytes must not hold the others up.
+        asked = await asyncio.get_running_loop().run_in_executor(
+            None, functools.partial(RelayedRequest.of, http, seeded=self._seeded)
+        )
         if http.path == "/metrics":
             await self._metrics(asked, send)
             return

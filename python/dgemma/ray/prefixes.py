@@ -9,6 +9,9 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..server.body import parse_json
+from ..server.failures import BadRequestError
+
 CAPACITY = 100_000
 """Beginnings that are remembered; the one that was not used for longest goes first."""
 MAX_IMBALANCE = 4
@@ -25,8 +28,8 @@ def prefix_keys(body: bytes) -> list[str]:
     a later request could continue.
     """
     try:
-        asked = json.loads(body)
-    except (ValueError, RecursionError):
+        asked = parse_json(body)  # within the bounds of the server's own
+    except BadRequestError:
         return []
     if not isinstance(asked, dict):
         return []

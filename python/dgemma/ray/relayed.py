@@ -7,6 +7,8 @@ import secrets
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..server.body import parse_json
+from ..server.failures import BadRequestError
 from ..server.inprocess import HttpRequest
 from .prefixes import prefix_keys
 
@@ -47,15 +49,16 @@ class Head:
 
 def _with_seed(http: HttpRequest) -> HttpRequest:
     try:
-        asked = json.loads(http.body)
-    except (ValueError, RecursionError):
+        asked = parse_json(http.body)
+    except BadRequestError:  # the replica says so
         return http
     if not isinstance(asked, dict) or asked.get("stream") is not True:
         return http
     if asked.get("seed") not in (None, -1):
         return http
-    asked["seed"] = secrets.randbelow(2**31)
-    return replace(http, body=json.dumps(asked).encode())
+    # Behind what is there, the last of a name counts: megabytes need not be written again.
+    seed = f',"seed":{secrets.randbelow(2**31)}}}'
+    return replace(http, body=http.body.rstrip()[:-1] + seed.encode())
 
 
 class EventLog:

@@ -120,6 +120,8 @@ def route(
             front: Front = request.app.state.front
             try:
                 made = await handler(front, request)
+            except asyncio.CancelledError:  # uvicorn would answer 500
+                return refused(CancelledError("the server ends: ask again when it is back"), form)
             except Exception as problem:
                 return refused(problem, form)
             return made if isinstance(made, Response) else Json(made)
