@@ -44,7 +44,7 @@ def download(repo_id: str) -> Path:
         # The folder is named by the commit: the weights must not come from a later one.
         weights = _weights(folder)
         repository = Repository(repo_id, revision=folder.name)
-        for name in weights:
+        for name in sorted({*weights} & {*repository.files()}):  # what is missing is named later
             repository.fetch(name)
         return fetch(weights, folder.name)
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
