@@ -47,6 +47,10 @@ test-ray: $(VENV)/tests-installed
 # Programs of others, with their own packages, against the server: a hundred packages, and apart for that reason.
 test-clients: $(VENV)/tests-installed
 	$(BIN)/pip install --quiet '.[test,clients]'
+	@if command -v npm >/dev/null; then \
+	  mkdir -p build/clients && cp tests/server/clients/programs/package.json build/clients/ && \
+	  npm install --silent --no-audit --no-fund --prefix build/clients; \
+	else echo "no npm: Claude Code, Codex, Continue, Cline and the packages in JavaScript are not tried"; fi
 	$(BIN)/python -m pytest -q tests/server/clients tests/python/test_llama.py -n $(JOBS) --dist loadfile
 
 # The same files in llama.cpp, through a package that compiles it: minutes, and apart for that reason.

@@ -19,7 +19,7 @@ _NOTES = frozenset((
     *("modalities", "truncation", "client_metadata", "cache_control", "timings_per_token"),
     *("return_tokens", "return_progress", "post_sampling_probs", "t_max_predict_ms", "n_indent"),
     *("add_generation_prompt", "skip_special_tokens", "spaces_between_special_tokens"),
-    *("background", "extra_body"),
+    *("background", "extra_body", "continue_final_message"),
 ))  # fmt: skip
 # Other names of the same option.
 _RENAMED = {"max_new_tokens": "max_tokens", "stop_sequences": "stop"}

@@ -18,6 +18,6 @@ os.environ["LANGSMITH_TRACING"] = "false"
 
 @pytest.fixture(scope="module")
 def server(tiny_gguf: Path) -> Iterator[str]:
-    """Its address; agents say much before they ask, so there is room for 2,048 tokens."""
-    with running(tiny_gguf, "--api-key", KEY, "-c", 2048) as (address, _):
+    """Its address; agents say much before they ask, so there is room for 4,096 tokens."""
+    with running(tiny_gguf, "--api-key", KEY, "-c", 4096) as (address, _):
         yield address
