@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from dgemma.generation.generate import Answer
 from dgemma.model import DiffusionGemma
 from dgemma.tools import CALL, CALL_END, write_call
 
+_CONTROL = re.compile(r"<(?!0x)[^<>▁]{2,}>")
 TESTS = Path(__file__).resolve().parents[1]
 GREETING = "The capital of France is Paris."
 REPORT = "The tool answered: "
@@ -53,6 +55,30 @@ def install(calls: Mapping[str, Any], thinking: bool) -> None:
 
     setattr(choices, "Answer", Scripted)  # noqa: B010
     DiffusionGemma.check_text_length = lambda *_: None  # type: ignore[method-assign]
+
+
+def counting() -> str:
+    """Python that makes a program's answers say which control tokens its prompt was encoded to."""
+    return (
+        f"import sys; sys.path.insert(0, {str(TESTS)!r})\n"
+        "from support.scripted import install_counting; install_counting()"
+    )
+
+
+def install_counting() -> None:
+    """Makes every answer of this process a JSON object: how often each control token stands."""
+
+    class Counted(Answer):
+        def events(self) -> Generator[Any, None, None]:
+            tokens = [self._tokenizer.tokens[token] for token in self.prompt]
+            found = Counter(token for token in tokens if _CONTROL.fullmatch(token))
+            text = json.dumps({name.strip("<>"): n for name, n in sorted(found.items())})
+            self._text.append(text)
+            self._finish = "stop"
+            self.stats.canvases, self.stats.steps, self.stats.completion_tokens = 1, [1], 1
+            yield Commit(0, [], text, 1, "stop")
+
+    setattr(choices, "Answer", Counted)  # noqa: B010
 
 
 def said(prompt: str, calls: Mapping[str, Any], thinking: bool) -> str:
