@@ -10,13 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from llguidance import LLMatcher
 
 from dgemma import DiffusionGemma
 from dgemma.compat.chat import ChatCompletion, _Reader
 from dgemma.generation import generate as generation
 from dgemma.generation.arguments import fitted
+from dgemma.generation.call_grammar import call_grammar
 from dgemma.generation.events import Commit
 from dgemma.generation.free_calls import FreeCalls
+from dgemma.generation.grammars import matcher
 from dgemma.generation.structured import Form, Verdict, json_form
 from dgemma.tokenizer import CONTROL, NORMAL, USER_DEFINED, Tokenizer
 
@@ -152,6 +155,22 @@ def test_a_call_goes_on_in_the_next_canvas(words: Tokenizer) -> None:
     assert walk(form, words, "5", "}", "<tool_call|>", "go") == Verdict(
         4, complete=False, broken=False
     )
+
+
+@pytest.mark.parametrize("schema", [{}, {"maxLength": 60}, {"pattern": "a"}], ids=str)
+def test_a_text_cannot_go_on_behind_its_call(schema: dict[str, Any]) -> None:
+    """A quotation mark that is never closed would let the marks behind it be part of a text."""
+    parameters = {"properties": {"a": {"type": "string", **schema}}, "required": ["a"]}
+    tool = {"function": {"name": "go", "parameters": parameters}}
+    grammar = LLMatcher.grammar_from_lark(call_grammar([tool], named=True))
+    for text, fits in (
+        ("a <b>table</b> of < and > and |>", True),
+        ("a}<tool_call|>", False),
+        ("a<|tool_call>call:go{", False),
+        ("a<turn|>", False),
+    ):
+        call = f'a:<|"|>{text}<|"|>}}<tool_call|>'.encode()
+        assert (matcher(grammar, "tools").validate_tokens(list(call)) == len(call)) == fits
 
 
 def test_an_answer_in_a_form_may_be_a_call_instead(words: Tokenizer) -> None:

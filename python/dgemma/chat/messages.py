@@ -130,7 +130,7 @@ class _Conversation:
 
 def _role(message: Any) -> str | None:
     role = message.get("role") if isinstance(message, Mapping) else None
-    return _ROLES.get(role) if isinstance(role, str) else None
+    return _ROLES.get(role.lower()) if isinstance(role, str) else None
 
 
 def _message(message: Any, place: str, *, old: bool) -> dict[str, Any]:
@@ -198,6 +198,7 @@ def _part(part: Any, place: str, role: str) -> str:
             f"{place}: the content has a part of type {kind!r}: "
             "this engine reads text only, the vision part of the model is left out",
             param=place,
+            code="unsupported_content",
         )
     return f"[{kind} left out]"
 

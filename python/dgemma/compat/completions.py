@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import OptionTypeError, OptionValueError
 from ..generation.declared import RequestOptions, declared
 from ..generation.events import Draft
+from ..generation.structured import json_form
 from ..values import Ids
 from .answers import Completions, JsonObject
 from .host import Host
@@ -25,6 +26,7 @@ class Completion(Completions):
 
     `prompt`: a text, token ids, or a list of either. `suffix` fills a gap of `max_tokens` tokens
     before it; `suffix_in_text`: it stands behind the answer, as in llama-cpp-python.
+    `response_format`: see `structured.json_form`.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Completion(Completions):
         echo: bool = False,
         model: str | None = None,
         n: int | None = None,
+        response_format: Mapping[str, Any] | None = None,
         stream_options: Mapping[str, Any] | None = None,
         warnings: Sequence[str] = (),
         **options: Any,
@@ -47,8 +50,11 @@ class Completion(Completions):
         prompts = prompt_list(prompt)
         if suffix is not None and not isinstance(suffix, str):
             raise OptionTypeError("suffix must be a text", param="suffix")
+        _check_vocabulary(prompts, llm.info.n_vocab)
         if suffix:
             options["pinned"], max_tokens = _behind_gap(llm, suffix, max_tokens)
+        if response_format is not None:
+            options["form"], _ = json_form(response_format)
         self._n = choices(n)
         self.choices = llm.choices(prompts, n=self._n, max_tokens=max_tokens, **options)
         self._after = suffix if suffix and suffix_in_text else ""
@@ -123,6 +129,15 @@ def prompt_list(prompt: Any) -> list[str | Ids]:
                 f"prompt[{index}] must be a text or token ids, as the others are", param="prompt"
             )
     return [entry if isinstance(entry, str) else list(map(int, entry)) for entry in prompt]
+
+
+def _check_vocabulary(prompts: Sequence[str | Ids], n_vocab: int) -> None:
+    for ids in prompts:
+        for token in () if isinstance(ids, str) else ids:
+            if not 0 <= token < n_vocab:
+                raise OptionValueError(
+                    f"prompt has the token id {token}: the vocabulary has {n_vocab}", param="prompt"
+                )
 
 
 def _is_ids(entries: Sequence[Any]) -> bool:

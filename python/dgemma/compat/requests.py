@@ -128,11 +128,12 @@ class CompletionOptions(_CompletionOptions, total=False):
     """The options of `create_completion`.
 
     `suffix`: text behind a gap of `max_tokens` tokens, which is filled. `echo`: the prompt stands
-    before the answer.
+    before the answer. `response_format`: as in a conversation, but nothing tells the model of it.
     """
 
     suffix: str | None
     echo: bool | None
+    response_format: Mapping[str, Any] | None
 
 
 class ChatOptions(_CompletionOptions, total=False):

@@ -22,6 +22,7 @@ from .limits import list_grammar, number_grammar, text_grammar
 _ANY_ORDER = 4  # properties; the orders of more make grammars large
 _MAX_PROPERTIES = 60  # of an object; one with more may have any
 _MAX_RULES = 4000  # of all tools together; beyond, any value may stand
+# No mark stands inside of a text: one that is not closed would go on behind the call.
 _BASE = rf"""
 END: "{CALL_END}"
 object: "{{" pairs? "}}"
@@ -31,7 +32,8 @@ value: TEXT | NUMBER | truth | "null" | object | array
 truth: "true" | "false"
 array: "[" (value ("," value)*)? "]"
 KEY: /[A-Za-z_][A-Za-z0-9_.-]*/
-TEXT: /<\|"\|>([^<]|<[^|<])*<\|"\|>/
+TEXT: "<|\"|>" INNER "<|\"|>"
+INNER: /(?s:.*)/ & ~/(?s:.*)(<\||<[a-z_]+\|>)(?s:.*)/
 NUMBER: /-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?/
 INTEGER: /-?(0|[1-9][0-9]*)/
 """

@@ -18,6 +18,7 @@ class Cutter:
         self._length = 0  # characters decoded so far
         self._starts: list[int] = []  # where each token's text begins
         self.tokens: list[int] = []
+        self.stopped_by: str | None = None  # the stop string at which it ended
 
     def add(self, tokens: Sequence[int]) -> tuple[str, str | None]:
         """The text that is certain now, and why the answer ends here, if it does."""
@@ -50,8 +51,8 @@ class Cutter:
         self._length += len(text)
 
     def _stop_at(self) -> str | None:
-        places = [self._held.find(stop) for stop in self._options.stop]
-        at = min((place for place in places if place >= 0), default=-1)
+        places = [(self._held.find(stop), stop) for stop in self._options.stop]
+        at, self.stopped_by = min((place for place in places if place[0] >= 0), default=(-1, None))
         if at < 0:
             return None
         end = self._length - len(self._held) + at

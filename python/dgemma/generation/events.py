@@ -46,6 +46,7 @@ class Stats:
     """What an answer took. `cached_tokens` of the prompt were already encoded; times in seconds.
 
     `repairs`: how often a canvas was denoised again because it did not follow the form asked for.
+    `stopped_by`: the stop string at which the answer ended.
     """
 
     prompt_tokens: int = 0
@@ -55,6 +56,7 @@ class Stats:
     steps: list[int] = field(default_factory=list)
     repairs: int = 0
     seed: int = 0
+    stopped_by: str | None = None
     timings: dict[str, float] = field(default_factory=dict)
 
 

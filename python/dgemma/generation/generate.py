@@ -98,6 +98,7 @@ class Answer:
     def _count_time(self, began: float, encoded: float) -> None:
         stats, end = self.stats, time.perf_counter()
         stats.completion_tokens = len(self._cut.tokens)
+        stats.stopped_by = self._cut.stopped_by
         spent, steps = end - encoded, sum(stats.steps)
         stats.timings = {
             "prompt_s": encoded - began,

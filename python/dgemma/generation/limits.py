@@ -66,15 +66,15 @@ def number_grammar(kind: str, schema: Mapping[str, Any]) -> str | None:
 
 
 def text_grammar(schema: Mapping[str, Any]) -> str | None:
-    """The characters of a text as a regular expression of lark; None where all may stand."""
+    """The characters of a text as a terminal of lark; None where all of `INNER` may stand."""
     low, high = _counts(schema, "minLength", "maxLength")
     high = None if high is None or high > _MAX_TEXT else high
     low = min(low, _MAX_TEXT)
     made = _pattern(schema.get("pattern"))
     if not low and high is None and made is None:
         return None
-    counted = f"/[^<]{{{low},{'' if high is None else high}}}/"
-    return counted if made is None else f"({made[0]} & {counted})"
+    counted = f"/(?s:.){{{low},{'' if high is None else high}}}/ & INNER"
+    return f"({counted})" if made is None else f"({made[0]} & {counted})"
 
 
 def list_grammar(item: str, schema: Mapping[str, Any]) -> str:

@@ -90,7 +90,10 @@ def not_found(front: Front, path: str) -> BadRequestError:
     shown = sorted(path for path in front.paths if "{" not in path)
     near = difflib.get_close_matches(path, shown, n=1, cutoff=0.7)
     hint = f"did you mean {near[0]}? " if near else ""
+    if path.startswith("/api/"):
+        hint = "this is Ollama's API; choose OpenAI's in your client, with /v1 as the address. "
     return BadRequestError(
-        f"there is no {path[:200]} here: {hint}The paths are {', '.join(shown)}",
+        f"there is no {path[:200]} here{': ' if hint else '. '}{hint}"
+        f"The paths are {', '.join(shown)}",
         404,
     )

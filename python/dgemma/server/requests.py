@@ -9,6 +9,7 @@ from typing import Any
 from ..compat.requests import ChatOptions, CompletionOptions, accept
 from .engine import JsonObject
 from .failures import BadRequestError
+from .wishes import asked_form, asked_to_think
 
 # Fields that ask for nothing which an answer would show: notes of the client's own, hints for
 # caches and bills, fields whose only value here is the one that is done anyway.
@@ -22,9 +23,15 @@ _NOTES = frozenset((
     *("background", "extra_body", "continue_final_message"),
 ))  # fmt: skip
 # Other names of the same option.
-_RENAMED = {"max_new_tokens": "max_tokens", "stop_sequences": "stop"}
+_RENAMED = {
+    "max_new_tokens": "max_tokens",
+    "max_output_tokens": "max_tokens",
+    "n_predict": "max_tokens",
+    "num_predict": "max_tokens",
+    "random_seed": "seed",
+    "stop_sequences": "stop",
+}
 _NAME = re.compile(r"[^\s{}<>\"|:]{1,256}\Z")
-_NO_THINKING = ("none", "minimal", "off")
 MAX_TOOLS = 256
 
 
@@ -46,11 +53,11 @@ def chat_options(
             del fields["tools"]
     if "tool_choice" in fields:
         fields["tool_choice"] = tool_choice(fields["tool_choice"])
-    effort = fields.pop("reasoning_effort", None)
+    wanted = asked_to_think(fields)
     template = fields.get("chat_template_kwargs")
     thinking(template)  # an object, where it is given
-    if effort is not None and "enable_thinking" not in (template or {}):
-        fields.setdefault("enable_thinking", effort not in _NO_THINKING)
+    if wanted is not None and "enable_thinking" not in (template or {}):
+        fields.setdefault("enable_thinking", wanted)
     return _accepted(fields, ChatOptions, "messages", notes, strict)
 
 
@@ -77,6 +84,9 @@ def _plain(given: Mapping[str, Any]) -> dict[str, Any]:
         if other in fields:
             value = fields.pop(other)
             fields.setdefault(name, value)
+    form = asked_form(fields)
+    if form is not None:
+        fields["response_format"] = form
     return fields
 
 
@@ -147,7 +157,8 @@ def tool_choice(choice: Any) -> str | JsonObject:
         if kind == "allowed_tools":
             inner = choice.get("allowed_tools", choice)
             if isinstance(inner, Mapping) and inner.get("mode") in ("auto", "required"):
-                return str(inner["mode"])
+                allowed = {name: inner[name] for name in ("mode", "tools") if name in inner}
+                return {"type": "allowed_tools", "allowed_tools": allowed}
         function = choice.get("function")
         name = (function if isinstance(function, Mapping) else choice).get("name")
         if isinstance(name, str):

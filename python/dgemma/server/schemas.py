@@ -69,7 +69,7 @@ class ChatRequest(Generation):
     max_completion_tokens: Whole = None
     tools: list[dict[str, Any]] | None = Field(default=None, max_length=256)
     tool_choice: Any = None
-    response_format: Object = None
+    response_format: Any = None
     chat_template_kwargs: Object = None
     reasoning_effort: str | None = None
 
@@ -171,16 +171,28 @@ class TemplateRequest(Body):
 R = TypeVar("R", bound=Body)
 
 
+# How pydantic names the kinds of a union, of which the first is to blame.
+_KINDS = ("str", "list[any]")
+
+
+def _place(steps: tuple[int | str, ...]) -> str:
+    """Where something stands, as errors of OpenAI's API say it: messages[0].role."""
+    names = [step for step in steps if step not in _KINDS]
+    return "".join(f"[{s}]" if isinstance(s, int) else f".{s}" for s in names).removeprefix(".")
+
+
 def checked(value: Any, kind: type[R]) -> R:
     """The request in a JSON value; BadRequestError says what is wrong with it."""
     try:
         return kind.model_validate(value)
     except ValidationError as problem:
         first = problem.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
+        place = _place(first["loc"])
         missing = first["type"] == "missing"
+        several = first["loc"][-1:] == ("str",)
+        told = "Input should be a text or a list" if several else first["msg"]
         raise BadRequestError(
-            f"{place or 'the body'}: {first['msg']}",
+            f"{place or 'the body'}: {told}",
             param=place or None,
             code="missing_required_parameter" if missing else "invalid_type",
         ) from None

@@ -40,6 +40,7 @@ def chat_fields(body: Mapping[str, Any]) -> JsonObject:
     """The fields of a chat request that asks the same."""
     _refuse_to_continue(body.get("thread"))
     fields: JsonObject = {name: value for name, value in body.items() if name not in _OWN}
+    fields.pop("n", None)  # an answer is one message here
     messages = list(_messages(body["messages"]))
     if system := _text(_unbilled(body.get("system"))):
         messages.insert(0, {"role": "system", "content": system})
@@ -124,24 +125,29 @@ def _blocks(role: Any, blocks: Sequence[Any]) -> Iterator[JsonObject]:
         elif kind in ("thinking", "redacted_thinking"):
             continue  # thoughts of earlier turns are not shown to the model again
         elif kind == "document":
-            parts.append({"type": "text", "text": _document(block)})
+            parts.append(_document(block))
+        elif kind == "search_result":
+            parts.append({"type": "text", "text": _titled(block, _text(block.get("content")))})
         else:
             parts.append(block)
-    if parts or calls:
+    if parts or calls or not blocks:
         yield {"role": role, "content": parts or None, **({"tool_calls": calls} if calls else {})}
 
 
-def _document(block: Mapping[str, Any]) -> str:
+def _document(block: Mapping[str, Any]) -> JsonObject:
+    """A document as a part: of text, or one that nobody here can read."""
     source = block.get("source")
-    data = source.get("data") if isinstance(source, Mapping) else None
-    if not isinstance(data, str) or source.get("type") != "text":  # type: ignore[union-attr]
-        raise BadRequestError(
-            "a document must have a source of type text: this engine reads text only",
-            param="messages",
-            code="unsupported_value",
-        )
+    source = source if isinstance(source, Mapping) else {}
+    if source.get("type") == "text" and isinstance(source.get("data"), str):
+        return {"type": "text", "text": _titled(block, source["data"])}
+    if source.get("type") == "content":
+        return {"type": "text", "text": _titled(block, _text(source.get("content")))}
+    return {"type": "document"}
+
+
+def _titled(block: Mapping[str, Any], text: str) -> str:
     title = block.get("title")
-    return f"{title}\n\n{data}" if isinstance(title, str) else data
+    return f"{title}\n\n{text}" if isinstance(title, str) else text
 
 
 def _text(content: Any) -> str:
@@ -221,7 +227,9 @@ class MessageWriter:
         self.message["content"].append(self._open)
         self._open = None
 
-    def finish(self, reason: str | None, usage: Mapping[str, Any]) -> Iterator[JsonObject]:
+    def finish(
+        self, reason: str | None, usage: Mapping[str, Any], stopped_by: str | None = None
+    ) -> Iterator[JsonObject]:
         """The last events; afterwards `message` is whole."""
         yield from self._close()
         cached = usage.get("prompt_tokens_details", {}).get("cached_tokens", 0)
@@ -232,6 +240,8 @@ class MessageWriter:
             "output_tokens": usage["completion_tokens"],
         }
         ended = {"stop_reason": _REASONS.get(reason or "stop", "end_turn"), "stop_sequence": None}
+        if stopped_by is not None and ended["stop_reason"] == "end_turn":
+            ended = {"stop_reason": "stop_sequence", "stop_sequence": stopped_by}
         self.message |= {**ended, "usage": counts}
         yield {"type": "message_delta", "delta": ended, "usage": counts}
         yield {"type": "message_stop"}

@@ -13,7 +13,7 @@ from .response_tools import Called, chat_call, chat_tools
 _TEXTS = ("input_text", "output_text", "text", "summary_text", "refusal", "reasoning_text")
 # Fields that mean the same in both APIs.
 _SAME = (
-    *("temperature", "top_p", "tool_choice", "parallel_tool_calls", "seed", "stop", "n"),
+    *("temperature", "top_p", "tool_choice", "parallel_tool_calls", "seed", "stop"),
     *("max_denoising_steps", "t_min", "t_max", "entropy_bound", "stability_threshold"),
     *("confidence_threshold", "chat_template_kwargs", "top_logprobs"),
 )
@@ -57,11 +57,18 @@ def asked(body: Mapping[str, Any], past: Past) -> Asked:
                 param=name,
                 code="unsupported_parameter",
             )
+    if any("logprobs" in str(wanted) for wanted in body.get("include") or ()):
+        raise BadRequestError(
+            "include asks for log-probabilities: a settled canvas has no probability per token in "
+            "order",
+            param="include",
+            code="unsupported_parameter",
+        )
     tools, called = chat_tools(body.get("tools") or [])
     fields: JsonObject = {name: value for name, value in body.items() if name not in _OWN}
     fields |= {name: body[name] for name in _SAME if body.get(name) is not None}
     items = [_resolved(item, f"input[{i}]", past) for i, item in enumerate(_items(body))]
-    notes: list[str] = []
+    notes = ["n is not known here and was ignored"] if fields.pop("n", 1) != 1 else []
     fields["messages"] = [
         *_instructions(body.get("instructions")),
         *_messages([*_before(body.get("previous_response_id"), past), *items], notes),

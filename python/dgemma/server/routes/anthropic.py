@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from ..dialects.messages import MessageWriter, chat_fields, error_form
-from ..engine import Ask, JsonObject, Opened
+from ..engine import Ask, Event, JsonObject, Opened
 from ..failures import failure
 from ..front import Front, Json, client_of, closing, route, warned
 from ..requests import chat_options, thinking
@@ -35,7 +35,7 @@ async def answer(front: Front, request: Request) -> Response:
     (choice, *_) = made.data["choices"]
     for _ in writer.feed(choice["message"]):
         pass
-    for _ in writer.finish(choice["finish_reason"], end.data["usage"]):
+    for _ in writer.finish(choice["finish_reason"], end.data["usage"], _stopped_by(end)):
         pass
     if opened.warnings:
         writer.message["warnings"] = list(opened.warnings)
@@ -62,6 +62,12 @@ async def count(front: Front, request: Request) -> JsonObject:
     return {"input_tokens": n_tokens}
 
 
+def _stopped_by(end: Event) -> str | None:
+    """The stop string at which the answer ended."""
+    found = end.data["stats"][0].get("stopped_by")
+    return found if isinstance(found, str) else None
+
+
 async def _parts(opened: Opened, writer: MessageWriter) -> AsyncIterator[bytes]:
     reason = None
     try:
@@ -77,7 +83,7 @@ async def _parts(opened: Opened, writer: MessageWriter) -> AsyncIterator[bytes]:
                     for told in writer.feed(choice["delta"]):
                         yield event(told, told["type"])
             elif made.name == "end":
-                for told in writer.finish(reason, made.data["usage"]):
+                for told in writer.finish(reason, made.data["usage"], _stopped_by(made)):
                     yield event(told, told["type"])
     except Exception as problem:
         yield event(error_form(failure(problem)), "error")

@@ -65,52 +65,60 @@ async def _answer(front: Front, request: Request, given: dict[str, Any]) -> Resp
     card = front.engine.card
     if not streamed:
         opened, made, end = await front.whole(request, ask)
-        texts = [choice["text"] for choice in made.data["choices"]]
-        reason = made.data["choices"][0]["finish_reason"]
-        whole = {**_last(card.name, texts[0], reason, end.data), "index": 0}
-        headers = warned(opened.warnings)
-        return Json(whole, headers=headers)
+        made_of = zip(made.data["choices"], end.data["stats"], strict=True)
+        found = [
+            {**_last(card.name, c["text"], c["finish_reason"], stats), "index": i}
+            for i, (c, stats) in enumerate(made_of)
+        ]
+        if opened.warnings:
+            found[0]["warnings"] = list(opened.warnings)
+        # Of several prompts a list, as llama.cpp has it.
+        return Json(found[0] if len(found) == 1 else found, headers=warned(opened.warnings))
     opened = await front.engine.open(ask)
     parts = _parts(opened, card.name)
     return stream(parts, lambda: comment(opened.progress), warned(opened.warnings))
 
 
 async def _parts(opened: Opened, name: str) -> AsyncIterator[bytes]:
-    reason = None
+    reasons: dict[int, str] = {}
     try:
         async for made in closing(opened.events(), opened):
             if made.name == "chunk":
                 (choice,) = made.data["choices"]
-                reason = choice["finish_reason"] or reason
+                index = choice["index"]
+                if choice["finish_reason"]:
+                    reasons[index] = choice["finish_reason"]
                 if choice["text"]:
-                    yield event({"content": choice["text"], "stop": False, "index": 0})
+                    yield event({"content": choice["text"], "stop": False, "index": index})
             elif made.name == "end":
-                yield event(_last(name, "", reason, made.data))
+                for index, stats in enumerate(made.data["stats"]):
+                    last = _last(name, "", reasons.get(index), stats)
+                    more = {"warnings": list(opened.warnings)} if opened.warnings else {}
+                    yield event({**last, **more, "index": index})
     except Exception as problem:
         yield event(failure(problem).body)
     finally:
         opened.cancel()
 
 
-def _last(name: str, content: str, reason: str | None, end: JsonObject) -> JsonObject:
-    """The whole answer, or the last event of a stream, with its figures."""
-    stats, usage = end["stats"][0], end["usage"]
-    timings = stats.get("timings", {})
-    n_read = usage["prompt_tokens"] - usage["prompt_tokens_details"]["cached_tokens"]
+def _last(name: str, content: str, reason: str | None, stats: JsonObject) -> JsonObject:
+    """A whole answer, or the last event of a streamed one, with its figures."""
+    timings, stopped_by = stats.get("timings", {}), stats.get("stopped_by")
+    ended = "limit" if reason == "length" else "eos" if stopped_by is None else "word"
     return {
         "content": content,
         "stop": True,
         "model": name,
-        "stop_type": "limit" if reason == "length" else "eos",
-        "stopping_word": "",
+        "stop_type": ended,
+        "stopping_word": stopped_by or "",
         "truncated": False,
-        "tokens_predicted": usage["completion_tokens"],
-        "tokens_evaluated": usage["prompt_tokens"],
-        "tokens_cached": usage["prompt_tokens_details"]["cached_tokens"],
+        "tokens_predicted": stats["completion_tokens"],
+        "tokens_evaluated": stats["prompt_tokens"],
+        "tokens_cached": stats["cached_tokens"],
         "timings": {
-            "prompt_n": n_read,
+            "prompt_n": stats["prompt_tokens"] - stats["cached_tokens"],
             "prompt_ms": 1e3 * timings.get("prompt_s", 0.0),
-            "predicted_n": usage["completion_tokens"],
+            "predicted_n": stats["completion_tokens"],
             "predicted_ms": 1e3 * timings.get("generation_s", 0.0),
             "predicted_per_second": timings.get("tokens_per_s", 0.0),
         },
