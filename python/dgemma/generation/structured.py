@@ -157,13 +157,17 @@ class Form:
 
 
 def json_form(
-    response_format: Mapping[str, Any], *, after_thought: bool = False, calls: Form | None = None
+    response_format: Mapping[str, Any],
+    *,
+    after_thought: bool = False,
+    or_call: bool = False,
+    calls: Form | None = None,
 ) -> tuple[Form | None, str]:
     """The form that a `response_format` asks for, and what tells the model about it.
 
     Known are OpenAI's {"type": "text"}, {"type": "json_object"} and {"type": "json_schema",
     "json_schema": {"schema": …}}, and llama-cpp-python's {"type": "json_object", "schema": …}.
-    `calls`: the form of an answer that begins with a call instead.
+    `or_call`, `calls`: see `Form`.
     Errors: TypeError and ValueError, also for schemas that cannot be checked.
     """
     if not isinstance(response_format, Mapping):
@@ -189,7 +193,7 @@ def json_form(
             param="response_format.type",
         )
     grammar = schema_grammar({"type": "object"} if schema is None else schema, "response_format")
-    form = Form(grammar, after_thought=after_thought, calls=calls)
+    form = Form(grammar, after_thought=after_thought, or_call=or_call, calls=calls)
     if schema is None:
         return form, "Answer with one JSON object and nothing else."
     text = json.dumps(schema, ensure_ascii=False, default=str)
