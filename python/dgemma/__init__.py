@@ -6,10 +6,11 @@ print(llm.generate("Why is the sky blue?", max_tokens=256, seed=0).text)
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
+# Nothing is imported here: until the command line is there, Ctrl-C is a traceback of Python's.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from ._native import File, Session
     from .errors import (
         BackendError,
@@ -47,6 +48,8 @@ _PLACES = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
+    import importlib
+
     if name == "__version__":
         return importlib.import_module("._native", __name__).version()
     if name.startswith("__"):

@@ -102,6 +102,8 @@ def interrupted(name: str, model: Path, folder: Path, delay: float) -> tuple[str
         process.kill()
         return "stayed", "it went on for two minutes"
     code = process.returncode
+    if "/dgemma/" not in said and (code == -signal.SIGINT or "init_import_site" in said):
+        return "before dgemma", ""  # Python itself was not ready yet
     if code not in (130, 0):
         return str(code), said[-1500:]
     if "Traceback" in said or "KeyboardInterrupt" in said:
