@@ -1,41 +1,13 @@
-/* The operations of backend.h, each a few launches. */
-#include "cuda/weights.cuh"
+/* A session on the GPU: its memory, the head, the canvas under way, and steps as graphs. The operations of layers are
+ * in layers.cu. */
+#include "cuda/backend.cuh"
 
-#include "cuda/captured_step.cuh"
 #include "cuda/device_info.cuh"
 
 #include <math.h>
 #include <new>
 #include <stdio.h>
 #include <string.h>
-
-struct dg_backend {
-    dg_backend_params params;
-    const dg_model *model;
-    const DeviceModel *device;
-    Queue queue;
-    cudaEvent_t reached; /* a place in the stream that another device's waits for: `send` */
-    char *memory;        /* the one allocation that `scratch` points into */
-    dg_cuda_scratch scratch;
-    char *pinned; /* host memory that the device copies from and to: the fields of `host` */
-    struct {
-        int32_t *ids; /* (max_rows) */
-        dg_cuda_canvas canvas;
-    } host;
-    dg_canvas *canvas; /* under way */
-    bool settled;      /* `finish` shall fetch it */
-    CapturedStep captured;
-    dg_status status; /* of the first failure since the last `finish` */
-    char message[256];
-};
-
-namespace {
-
-uint64_t scratch_bytes(const dg_backend_params *params) {
-    const DeviceModel *device = device_model(params->model, params->place);
-    dg_cuda_scratch counted;
-    return dg_cuda_lay_out_scratch(params, device->n_multiprocessors, nullptr, &counted);
-}
 
 /* ---- Failures ------------------------------------------------------------------------------------------------- */
 
@@ -59,6 +31,14 @@ void note_failure(dg_backend *b, const char *operation) {
         return;
     }
     keep_failure(b, e, operation);
+}
+
+namespace {
+
+uint64_t scratch_bytes(const dg_backend_params *params) {
+    const DeviceModel *device = device_model(params->model, params->place);
+    dg_cuda_scratch counted;
+    return dg_cuda_lay_out_scratch(params, device->n_multiprocessors, nullptr, &counted);
 }
 
 dg_status allocation_failure(cudaError_t e, uint64_t bytes, dg_error *error) {
@@ -138,12 +118,15 @@ void release(dg_backend *b, void *memory) {
 
 void upload(dg_backend *b, void *memory, const void *host_data, uint64_t n_bytes) {
     if (!usable(b)) return;
+    b->held.complete(b->queue);
+    b->held.forget_prepared();
     cudaMemcpyAsync(memory, host_data, n_bytes, cudaMemcpyHostToDevice, b->queue.stream);
     note_failure(b, "upload");
 }
 
 void download(dg_backend *b, void *host_data, const void *memory, uint64_t n_bytes) {
     if (!usable(b)) return;
+    b->held.complete(b->queue);
     cudaMemcpyAsync(host_data, memory, n_bytes, cudaMemcpyDeviceToHost, b->queue.stream);
     note_failure(b, "download");
 }
@@ -152,9 +135,12 @@ void download(dg_backend *b, void *host_data, const void *memory, uint64_t n_byt
  * other has yet to read. */
 void send(dg_backend *from, const void *memory, dg_backend *to, void *to_memory, uint64_t n_bytes) {
     if (!usable(from)) return;
+    from->held.complete(from->queue);
     cudaEventRecord(from->reached, from->queue.stream);
     note_failure(from, "sending to another GPU");
     if (!usable(to)) return;
+    to->held.complete(to->queue);
+    to->held.forget_prepared();
     cudaStreamWaitEvent(to->queue.stream, from->reached, 0);
     cudaMemcpyPeerAsync(to_memory, to->device->number, memory, from->device->number, n_bytes, to->queue.stream);
     cudaEventRecord(to->reached, to->queue.stream);
@@ -163,153 +149,14 @@ void send(dg_backend *from, const void *memory, dg_backend *to, void *to_memory,
     note_failure(from, "sending to another GPU");
 }
 
-/* ---- Layers --------------------------------------------------------------------------------------------------- */
-
-ActivationKind activations_of(const DeviceWeight &w) { return packed_shape(w.type, w.n_rows, w.n_cols).activations; }
-
-/* Activations of rms(x) · norm in the kinds that the weights need. */
-PrepareTarget target_for(const Activations &x, const float *norm, const DeviceWeight *weights, int n_weights) {
-    PrepareTarget t = {norm, 1.0f, {false, false, false}, x};
-    for (int i = 0; i < n_weights; i++) t.wanted[activations_of(weights[i])] = true;
-    return t;
-}
-
-Partials product(dg_backend *b, const DeviceWeight *weights, int n_weights, const Activations &x, int n) {
-    Partials out = {b->scratch.products.partials, b->scratch.products.partials_floats, 0, 0, 0};
-    matmul(b->queue, weights, n_weights, x, n, &out);
-    return out;
-}
-
-void embed(dg_backend *b, const int32_t *host_ids, int32_t n, float *x) {
-    if (!usable(b)) return;
-    const size_t bytes = (size_t)n * sizeof *host_ids;
-    if (host_ids != nullptr) {
-        memcpy(b->host.ids, host_ids, bytes); /* the last use of it has ended: every pass ends with `finish` */
-        cudaMemcpyAsync(b->scratch.ids, b->host.ids, bytes, cudaMemcpyHostToDevice, b->queue.stream);
-    }
-    embed_rows(b->queue, b->device->weight(b->model->token_embd),
-               host_ids != nullptr ? b->scratch.ids : b->scratch.canvas.ids, n, x);
-    note_failure(b, "embed");
-}
-
-void mlp(dg_backend *b, const dg_mlp *m, const float *x, int32_t n, float *out) {
-    if (!usable(b)) return;
-    const DeviceModel &device = *b->device;
-    const DeviceWeight gate_up[] = {device.weight(m->gate), device.weight(m->up)}, down = device.weight(m->down);
-    PrepareTarget target = target_for(b->scratch.x, device.vector(m->norm), gate_up, 2);
-    prepare_rows(b->queue, x, n, b->model->n_embd, true, b->model->rms_eps, &target, 1);
-    prepare_gated(b->queue, product(b, gate_up, 2, b->scratch.x, n), (int)m->gate.n_rows, activations_of(down),
-                  b->scratch.x);
-    sum_partials(b->queue, product(b, &down, 1, b->scratch.x, n), out);
-    note_failure(b, "mlp");
-}
-
-void add_norm(dg_backend *b, float *x, const float *d, int32_t n) {
-    if (!usable(b)) return;
-    add_then_norm(b->queue, x, d, n, b->model->n_embd, b->model->rms_eps);
-    note_failure(b, "add_norm");
-}
-
-void project_qkv(dg_backend *b, const dg_layer *layer, const float *x, int32_t n, int32_t position, float *q,
-                 const dg_kv *kv) {
-    if (!usable(b)) return;
-    const dg_model *model = b->model;
-    const DeviceModel &device = *b->device;
-    DeviceWeight weights[3];
-    int n_weights = 0;
-    if (q != nullptr) weights[n_weights++] = device.weight(layer->attn_q);
-    weights[n_weights++] = device.weight(layer->attn_k);
-    if (layer->attn_v.data != nullptr) weights[n_weights++] = device.weight(layer->attn_v);
-    PrepareTarget target = target_for(b->scratch.x, device.vector(layer->attn_norm), weights, n_weights);
-    prepare_rows(b->queue, x, n, model->n_embd, true, model->rms_eps, &target, 1);
-    Partials projections = product(b, weights, n_weights, b->scratch.x, n);
-    QkvTarget out = {layer,
-                     device.vector(layer->attn_q_norm),
-                     device.vector(layer->attn_k_norm),
-                     device.frequencies + layer->index * device.frequency_stride,
-                     model->n_heads,
-                     position,
-                     model->rms_eps,
-                     q,
-                     *kv,
-                     b->params.type_k,
-                     b->params.type_v};
-    finish_qkv(b->queue, projections, out);
-    note_failure(b, "project_qkv");
-}
-
-void attend_spans(dg_backend *b, const dg_layer *layer, const float *q, int32_t n, int32_t position, bool causal,
-                  const dg_kv_span *spans, int32_t n_spans, float *a) {
-    if (!usable(b)) return;
-    AttentionTask task = {};
-    task.layer = layer;
-    task.n_heads = b->model->n_heads;
-    task.n = n;
-    task.position = position;
-    task.causal = causal;
-    task.window = layer->sliding ? b->model->sliding_window : 0;
-    task.spans = spans;
-    task.n_spans = n_spans;
-    task.type_k = b->params.type_k;
-    task.type_v = b->params.type_v;
-    task.q = q;
-    task.out = a;
-    task.scratch = b->scratch.attention.partials;
-    task.scratch_floats = b->scratch.attention.partials_floats;
-    attend(b->queue, task);
-    note_failure(b, "attend");
-}
-
-void project_output(dg_backend *b, const dg_layer *layer, const float *a, int32_t n, float *x) {
-    if (!usable(b)) return;
-    const DeviceWeight output = b->device->weight(layer->attn_output);
-    PrepareTarget target = target_for(b->scratch.x, nullptr, &output, 1);
-    prepare_rows(b->queue, a, n, (int)output.n_cols, false, 0, &target, 1);
-    add_normed(b->queue, product(b, &output, 1, b->scratch.x, n), b->device->vector(layer->post_attention_norm),
-               b->model->rms_eps, x);
-    note_failure(b, "project_output");
-}
-
-void moe(dg_backend *b, const dg_moe *m, const float *x, int32_t n, float *out) {
-    if (!usable(b)) return;
-    const dg_model *model = b->model;
-    const DeviceModel &device = *b->device;
-    const bool merged = m->gate_up.data != nullptr;
-    const DeviceWeight gate = device.weight(merged ? m->gate_up : m->gate);
-    const DeviceWeight up = device.weight(merged ? m->gate_up : m->up), router = device.router(*model, *m);
-    PrepareTarget targets[2] = {target_for(b->scratch.x, device.vector(m->norm), &gate, 1),
-                                target_for(b->scratch.experts.x, device.vector(m->router_scale), &router, 1)};
-    targets[1].gain = 1.0f / sqrtf((float)model->n_embd);
-    prepare_rows(b->queue, x, n, model->n_embd, true, model->rms_eps, targets, 2);
-    Partials logits = {b->scratch.experts.partials, b->scratch.experts.partials_floats, 0, 0, 0};
-    matmul_router(b->queue, router, b->scratch.experts.x, n, &logits);
-    MoeTask task = {model,        gate,   up, device.weight(m->down), device.vector(m->expert_scale),
-                    b->scratch.x, logits, n,  b->scratch.experts.moe, out};
-    mix_experts(b->queue, task);
-    note_failure(b, "moe");
-}
-
-void combine_paths(dg_backend *b, const dg_layer *layer, float *x, const float *d, const float *e, int32_t n,
-                   float scalar) {
-    if (!usable(b)) return;
-    const DeviceModel &device = *b->device;
-    combine(b->queue,
-            {x, d, e, device.vector(layer->post_mlp_norm), device.vector(layer->post_moe_norm),
-             device.vector(layer->post_ffn_norm), b->model->n_embd, b->model->rms_eps, scalar},
-            n);
-    note_failure(b, "combine");
-}
-
 /* ---- Head ----------------------------------------------------------------------------------------------------- */
 
 /* The head's task for n rows of x; prepares their activations unless x is NULL. */
 HeadTask head_task(dg_backend *b, const float *x, int n, float *soft) {
     const dg_model *model = b->model;
     const DeviceWeight embedding = b->device->weight(model->token_embd);
-    if (x != nullptr) {
-        PrepareTarget target = target_for(b->scratch.x, b->device->vector(model->output_norm), &embedding, 1);
-        prepare_rows(b->queue, x, n, model->n_embd, true, model->rms_eps, &target, 1);
-    }
+    b->held.complete(b->queue);
+    if (x != nullptr) prepare_head(b, x, n);
     return {model,           embedding,         b->scratch.x, n, b->params.soft_embedding_bound,
             b->scratch.head, b->scratch.canvas, soft};
 }
@@ -425,7 +272,12 @@ bool end_step(dg_backend *b) {
 
 dg_status finish(dg_backend *b, dg_error *error) {
     usable(b);
-    if (b->captured.capturing()) b->captured.abandon(b->queue.stream); /* cancelled in the middle of a step */
+    if (b->captured.capturing()) { /* cancelled in the middle of a step */
+        b->captured.abandon(b->queue.stream);
+        b->held.forget();
+    }
+    if (usable(b)) b->held.complete(b->queue);
+    b->held.forget();
     keep_failure(b, cudaStreamSynchronize(b->queue.stream), "a kernel");
     note_failure(b, "a kernel");
     collect_launch_times();

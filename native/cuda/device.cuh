@@ -52,6 +52,37 @@ void matmul(const Queue &queue, const DeviceWeight *weights, int n_weights, cons
 /* The same for the router: few rows of float32. */
 void matmul_router(const Queue &queue, const DeviceWeight &router, const Activations &x, int n, Partials *out);
 
+/* Rows of floats as they come out of an operation. What only one kernel will read is not added up before: it does so
+ * while it reads. */
+enum RowsKind {
+    kStored,  /* (n, n_cols) floats */
+    kSplits,  /* sums over a product's splits */
+    kMixed,   /* sums over the experts of a token, each times its share */
+    kAttended /* sums over attention's splits, each times what its maximum makes it count */
+};
+struct Rows {
+    RowsKind kind;
+    const float *values; /* kStored; kMixed: (choices, n_cols); kAttended: (n_splits, n · n_heads, head_dim) */
+    Partials splits;
+    const int32_t *slots; /* kMixed: (n, n_used), rows of `values` */
+    const float *shares;  /* kMixed: (n, n_used) */
+    int n_used;
+    const float *statistics; /* kAttended: (n_splits, n · n_heads, 2), AttentionParams.partial_max */
+    int n_splits, head_dim;
+    int64_t n_rows; /* kAttended: n · n_heads */
+};
+static inline Rows stored_rows(const float *values) {
+    Rows rows = {};
+    rows.values = values;
+    return rows;
+}
+static inline Rows split_rows(const Partials &splits) {
+    Rows rows = {};
+    rows.kind = kSplits;
+    rows.splits = splits;
+    return rows;
+}
+
 /* ---- rows.cu: operations on rows, one block each -------------------------------------------------------------- */
 
 /* One way of preparing rows for products. */
@@ -62,9 +93,15 @@ struct PrepareTarget {
     Activations x;
 };
 
+/* What the products that come next will read. */
+struct Preparation {
+    PrepareTarget targets[3];
+    int n;
+};
+
 /* Writes rms(x) · weight · gain, or just x · gain where `norm` is false, as activations; x (n, n_cols). */
-void prepare_rows(const Queue &queue, const float *x, int n, int n_cols, bool norm, float eps,
-                  const PrepareTarget *targets, int n_targets);
+void prepare_rows(const Queue &queue, const Rows &x, int n, int n_cols, bool norm, float eps,
+                  const Preparation &targets);
 
 /* Writes gelu_tanh(gate) · up as activations; `gate_up` (n, 2·n_ff). */
 void prepare_gated(const Queue &queue, const Partials &gate_up, int n_ff, ActivationKind kind, const Activations &x);
@@ -84,23 +121,27 @@ struct QkvTarget {
 /* Norms and rotates the projections (q unless NULL, k, and v where the layer has one, side by side). */
 void finish_qkv(const Queue &queue, const Partials &projections, const QkvTarget &target);
 
-/* out (n, n_columns) = the sum over splits. */
-void sum_partials(const Queue &queue, const Partials &p, float *out);
+/* out (n, n_cols) = the rows, added up. */
+void store_rows(const Queue &queue, const Rows &rows, int n, int n_cols, float *out);
+
+/* The following prepare rms(x), of what x has become, for `next`. */
 
 /* x (n, n_embd) += rms(p, weight) */
-void add_normed(const Queue &queue, const Partials &p, const float *weight, float eps, float *x);
+void add_normed(const Queue &queue, const Partials &p, const float *weight, float eps, float *x,
+                const Preparation &next);
 
 /* x = rms(x + d), unweighted; d may be NULL. */
-void add_then_norm(const Queue &queue, float *x, const float *d, int n, int n_embd, float eps);
+void add_then_norm(const Queue &queue, float *x, const Rows *d, int n, int n_embd, float eps, const Preparation &next);
 
 /* x = scalar · (x + rms(rms(d, d_norm) + rms(e, e_norm), norm)) */
 struct CombineTask {
     float *x; /* (n, n_embd) */
-    const float *d, *e, *d_norm, *e_norm, *norm;
+    Rows d, e;
+    const float *d_norm, *e_norm, *norm;
     int n_embd;
     float eps, scalar;
 };
-void combine(const Queue &queue, const CombineTask &task, int n);
+void combine(const Queue &queue, const CombineTask &task, int n, const Preparation &next);
 
 /* x (n, n_embd) = embedding[ids] · √n_embd */
 void embed_rows(const Queue &queue, const DeviceWeight &embedding, const int32_t *ids, int n, float *x);
@@ -123,7 +164,8 @@ struct AttentionTask {
     int64_t scratch_floats;
 };
 
-void attend(const Queue &queue, const AttentionTask &task);
+/* The result: in task.out, or in the scratch as splits of the keys. */
+Rows attend(const Queue &queue, const AttentionTask &task);
 
 /* ---- moe.cu --------------------------------------------------------------------------------------------------- */
 
@@ -136,10 +178,10 @@ struct MoeTask {
     Partials router_logits; /* (n, n_experts) */
     int n;
     MoeScratch scratch;
-    float *out; /* (n, n_embd) */
 };
 
-void mix_experts(const Queue &queue, const MoeTask &task);
+/* Rows (n, n_embd) that stand in the scratch. */
+Rows mix_experts(const Queue &queue, const MoeTask &task);
 
 /* ---- head.cu -------------------------------------------------------------------------------------------------- */
 

@@ -197,8 +197,10 @@ int64_t dg_cuda_moe_work_entries(const dg_model *model, int64_t n) {
     return started + choices / DG_CUDA_WORK_TOKENS;
 }
 
-/* `hidden`: kinds that the down projections need. */
-static void carve_moe(carving *c, const dg_model *model, kinds hidden, int64_t rows, dg_cuda_moe_scratch *moe) {
+/* `gate`, `hidden`: kinds that gates with up projections, and down projections need. */
+static void carve_experts(carving *c, const dg_model *model, kinds gate, kinds hidden, int64_t rows,
+                          dg_cuda_scratch *s) {
+    dg_cuda_moe_scratch *moe = &s->experts.moe;
     const int64_t choices = rows * model->n_experts_used;
     moe->ids = carve_ints(c, choices);
     moe->shares = carve_floats(c, choices);
@@ -206,7 +208,16 @@ static void carve_moe(carving *c, const dg_model *model, kinds hidden, int64_t r
     moe->slot_tokens = carve_ints(c, choices);
     moe->work = carve_ints(c, 3 * dg_cuda_moe_work_entries(model, rows) + 1);
     moe->hidden = carve_activations(c, hidden, choices, model->n_ff_expert);
+    s->experts.x = carve_activations(c, gate, rows, model->n_embd);
+    /* The router has done its work when the first results come. */
+    const uint64_t place = c->offset;
+    uint64_t end = place;
+    s->experts.router = carve_activations(c, (kinds){.floats = true}, rows, model->n_embd);
+    s->experts.partials = carve_floats(c, s->experts.partials_floats);
+    share(c, place, &end);
     moe->out = carve_floats(c, choices * model->n_embd);
+    share(c, place, &end);
+    c->offset = end;
 }
 
 static void carve_head(carving *c, const dg_model *model, int64_t n, dg_cuda_head_scratch *head) {
@@ -244,8 +255,7 @@ uint64_t dg_cuda_lay_out_scratch(const dg_backend_params *params, int32_t n_mult
                                  dg_cuda_scratch *s) {
     const dg_model *model = params->model;
     const int64_t rows = params->max_rows;
-    const kinds router = {.floats = true};
-    kinds x = {0}, hidden = {0};
+    kinds x = {0}, gate = {0}, hidden = {0};
     int64_t heads = 0, qkv = 0, attention = 0;
     bool experts = false;
     if (params->place == 0) {
@@ -265,9 +275,9 @@ uint64_t dg_cuda_lay_out_scratch(const dg_backend_params *params, int32_t n_mult
         need_mlp(&x, &layer->mlp);
         if (layer->moe.place != params->place) continue;
         experts = true;
-        need(&x, &layer->moe.gate_up);
-        need(&x, &layer->moe.gate);
-        need(&x, &layer->moe.up);
+        need(&gate, &layer->moe.gate_up);
+        need(&gate, &layer->moe.gate);
+        need(&gate, &layer->moe.up);
         need(&hidden, &layer->moe.down);
     }
     const int64_t results = max_i64(max_i64(qkv, model->n_embd), 2 * model->n_ff);
@@ -286,16 +296,17 @@ uint64_t dg_cuda_lay_out_scratch(const dg_backend_params *params, int32_t n_mult
     uint64_t end = place;
     s->products.partials_floats = max_i64(rows * results, split);
     s->products.partials = carve_floats(&c, s->products.partials_floats);
+    const int64_t kept_split = (int64_t)2 * n_multiprocessors * DG_CUDA_PRODUCT_ROWS * DG_CUDA_PRODUCT_TOKENS;
+    s->products.kept_floats = max_i64(rows * max_i64(model->n_embd, 2 * model->n_ff), kept_split);
     share(&c, place, &end);
     s->attention.partials_floats = attention;
     s->attention.partials = carve_floats(&c, attention);
     share(&c, place, &end);
     if (experts) {
-        s->experts.x = carve_activations(&c, router, rows, model->n_embd);
+        carve_floats(&c, s->products.kept_floats);
         s->experts.partials_floats =
             max_i64(logits, split < DG_CUDA_PRODUCT_SPLITS * logits ? split : DG_CUDA_PRODUCT_SPLITS * logits);
-        s->experts.partials = carve_floats(&c, s->experts.partials_floats);
-        carve_moe(&c, model, hidden, rows, &s->experts.moe);
+        carve_experts(&c, model, gate, hidden, rows, s);
     }
     share(&c, place, &end);
     if (params->place == 0) carve_head(&c, model, model->canvas_length, &s->head);

@@ -160,18 +160,21 @@ typedef struct dg_cuda_scratch {
     int32_t *ids;          /* (max_rows) */
     dg_cuda_activations x; /* (max_rows, widest input of a product) */
     dg_cuda_canvas canvas;
-    /* No operation uses two of the following: they lie in the same place. */
+    /* No operation uses two of the following: they lie in the same place. Only the last result of a dense product waits
+     * there while the experts are at work, for the sum with theirs. */
     struct {
         float *partials; /* (partials_floats) */
         int64_t partials_floats;
+        int64_t kept_floats; /* of them, those whose place the experts' scratch leaves alone */
     } products;
     struct {
         float *partials; /* (partials_floats) */
         int64_t partials_floats;
     } attention;
-    struct {                   /* NULL where every expert is on the CPU */
-        dg_cuda_activations x; /* (max_rows, n_embd) of the router */
-        float *partials;       /* (partials_floats) of its logits */
+    struct {                        /* NULL where every expert is on the CPU */
+        dg_cuda_activations x;      /* (max_rows, n_embd) of gates and up projections */
+        dg_cuda_activations router; /* (max_rows, n_embd) of the router. In the place of `moe.out`, as its logits */
+        float *partials;            /* (partials_floats) of its logits */
         int64_t partials_floats;
         dg_cuda_moe_scratch moe;
     } experts;

@@ -1,4 +1,4 @@
-/* Attention by key tiles (attention_block.cuh): the kernel, the shapes that it comes in, and the sum of its splits. */
+/* Attention by key tiles (attention_block.cuh): the kernel, and the shapes that it comes in. */
 #include "cuda/kernels/attention_block.cuh"
 
 namespace {
@@ -36,27 +36,6 @@ template <class S> __global__ void __launch_bounds__(kAttentionThreads, 1) atten
     block.sum_denominators();
     if constexpr (S::kKeyGroups > 1) block.merge();
     block.write();
-}
-
-constexpr int kJoinWarps = 4;
-
-/* A warp for each query and head. */
-__global__ void __launch_bounds__(32 * kJoinWarps) join_kernel(AttentionParams p) {
-    KernelOrder launch_order;
-    const int64_t rows = (int64_t)p.n * p.n_heads, row = (int64_t)blockIdx.x * kJoinWarps + threadIdx.x / 32;
-    if (row >= rows) return;
-    float largest = -INFINITY, denominator = 0;
-    for (int s = 0; s < p.n_splits; s++) largest = fmaxf(largest, p.partial_max[(s * rows + row) * 2]);
-    for (int s = 0; s < p.n_splits; s++)
-        denominator +=
-            p.partial_max[(s * rows + row) * 2 + 1] * fast_exp2(p.partial_max[(s * rows + row) * 2] - largest);
-    for (int d = (int)threadIdx.x % 32; d < p.head_dim; d += 32) {
-        float sum = 0;
-        for (int s = 0; s < p.n_splits; s++)
-            sum +=
-                p.partial[(s * rows + row) * p.head_dim + d] * fast_exp2(p.partial_max[(s * rows + row) * 2] - largest);
-        p.out[row * p.head_dim + d] = sum / denominator;
-    }
 }
 
 /* ---- Shapes --------------------------------------------------------------------------------------------------- */
@@ -100,7 +79,7 @@ int choose_splits(const Queue &queue, int64_t blocks, int64_t n_tiles, int64_t m
 
 } // namespace
 
-void attend(const Queue &queue, const AttentionTask &t) {
+Rows attend(const Queue &queue, const AttentionTask &t) {
     const dg_layer *layer = t.layer;
     AttentionParams p = {};
     int64_t n_keys = 0;
@@ -140,9 +119,14 @@ void attend(const Queue &queue, const AttentionTask &t) {
         launch(attention_kernel<S>, dim3((unsigned)row_blocks, (unsigned)p.n_kv_heads, (unsigned)p.n_splits),
                dim3(kAttentionThreads), layout_of<S>(p).bytes, queue.stream, p);
     });
-    if (!done)
-        attend_exactly(queue, p);
-    else if (p.n_splits > 1)
-        launch(join_kernel, dim3((unsigned)ceil_div((int64_t)t.n * t.n_heads, kJoinWarps)), dim3(32 * kJoinWarps), 0,
-               queue.stream, p);
+    if (!done) attend_exactly(queue, p);
+    if (p.n_splits <= 1) return stored_rows(t.out);
+    Rows rows = {};
+    rows.kind = kAttended;
+    rows.values = p.partial;
+    rows.statistics = p.partial_max;
+    rows.n_splits = p.n_splits;
+    rows.head_dim = p.head_dim;
+    rows.n_rows = (int64_t)t.n * t.n_heads;
+    return rows;
 }

@@ -14,7 +14,7 @@
  * therefore lie in both halves of a tile's rows (base_of, attention_tiles.cuh).
  *
  * A block visits no tile in which none of its rows sees a key. Long contexts are split over blocks, each with an equal
- * share of its rows' tiles; another kernel joins the results. Scores are in units of log2 e. */
+ * share of its rows' tiles; whoever reads the results adds them up. Scores are in units of log2 e. */
 #ifndef DG_CUDA_ATTENTION_BLOCK_CUH
 #define DG_CUDA_ATTENTION_BLOCK_CUH
 
@@ -371,7 +371,7 @@ template <class S> struct AttentionBlock {
         }
     }
 
-    /* The rows' results; of a split, for join_kernel. */
+    /* The rows' results; of a split, for the reader. */
     __device__ __forceinline__ void write() const {
         if (key_group == 1) return;
         const bool whole = p.n_splits == 1;

@@ -1,9 +1,9 @@
-/* The experts: choice, sorting by expert, the two grouped products, and the weighted sum. Nothing returns to the host
- * in between: the list of work is built on the device, and blocks beyond its end have nothing to do. */
+/* The experts: choice, sorting by expert, and the two grouped products; who reads the results makes the weighted sum.
+ * Nothing returns to the host in between: the list of work is built on the device, and blocks beyond its end have
+ * nothing to do. */
 #include "cuda/device.cuh"
 #include "cuda/kernels/matmul.cuh"
 #include "cuda/kernels/reduce.cuh"
-#include "cuda/kernels/rows.cuh"
 
 namespace {
 
@@ -269,25 +269,9 @@ __global__ void __launch_bounds__(ExpertProduct<F>::kThreads, kExpertBlocks) dow
     });
 }
 
-/* ---- Sum ------------------------------------------------------------------------------------------------------ */
-
-/* out[token] = Σ share · result, in the order of choice. A block a token. */
-__global__ void __launch_bounds__(kMaxRowThreads)
-    mix_kernel(const float *results, const int32_t *slots, const float *shares, int n_used, int n_embd, float *out) {
-    KernelOrder launch_order;
-    const int token = (int)blockIdx.x;
-    Row sum = row_of(n_embd, [](int) { return make_float4(0, 0, 0, 0); });
-    for (int k = 0; k < n_used; k++) {
-        const float share = shares[token * n_used + k];
-        const Row result = load_row(results + (int64_t)slots[token * n_used + k] * n_embd, n_embd);
-        sum = combine_rows(sum, result, [&](float s, float r) { return fmaf(share, r, s); });
-    }
-    store_row(out + (int64_t)token * n_embd, n_embd, sum);
-}
-
 } // namespace
 
-void mix_experts(const Queue &queue, const MoeTask &task) {
+Rows mix_experts(const Queue &queue, const MoeTask &task) {
     const dg_model *model = task.model;
     const MoeScratch &s = task.scratch;
     const int n_used = model->n_experts_used, n_choices = task.n * n_used;
@@ -337,6 +321,11 @@ void mix_experts(const Queue &queue, const MoeTask &task) {
         dim3 grid((unsigned)ceil_div(p.n_rows, P::kBlockRowTiles * kTileRows), (unsigned)max_work);
         launch(down_kernel<decltype(format)>, grid, dim3(P::kThreads), P::kSharedBytes, queue.stream, p);
     });
-    launch(mix_kernel, dim3((unsigned)task.n), row_threads(model->n_embd), 0, queue.stream, (const float *)s.out,
-           (const int32_t *)s.slots, (const float *)s.shares, n_used, (int)model->n_embd, task.out);
+    Rows rows = {};
+    rows.kind = kMixed;
+    rows.values = s.out;
+    rows.slots = s.slots;
+    rows.shares = s.shares;
+    rows.n_used = n_used;
+    return rows;
 }

@@ -31,6 +31,21 @@ static __device__ __forceinline__ float block_sum(float x, float *shared) {
     return sum;
 }
 
+/* Two sums at once; `shared`: 64 floats. */
+static __device__ __forceinline__ float2 block_sum_pair(float2 x, float *shared) {
+    const int warp = (int)threadIdx.x / 32, n_warps = (int)blockDim.x / 32;
+    x = make_float2(warp_sum(x.x), warp_sum(x.y));
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) {
+        shared[warp] = x.x;
+        shared[32 + warp] = x.y;
+    }
+    __syncthreads();
+    float2 sum = make_float2(0, 0);
+    for (int i = 0; i < n_warps; i++) sum = make_float2(sum.x + shared[i], sum.y + shared[32 + i]);
+    return sum;
+}
+
 static __device__ __forceinline__ float block_max(float x, float *shared) {
     const int warp = (int)threadIdx.x / 32, n_warps = (int)blockDim.x / 32;
     x = warp_max(x);

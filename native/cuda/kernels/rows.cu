@@ -5,29 +5,13 @@ namespace {
 
 /* ---- Activations ---------------------------------------------------------------------------------------------- */
 
-struct PrepareParams {
-    const float *x;
-    int n_cols;
-    bool norm;
-    float eps;
-    PrepareTarget targets[2];
-    int n_targets;
-};
-
-__global__ void __launch_bounds__(kMaxRowThreads) prepare_kernel(PrepareParams p) {
+__global__ void __launch_bounds__(kMaxRowThreads)
+    prepare_kernel(Rows rows, int n_cols, bool norm, float eps, Preparation targets) {
     KernelOrder launch_order;
     float *shared = shared_memory<float>(); /* (32) */
-    const int64_t row = blockIdx.x;
-    const Row x = load_row(p.x + row * p.n_cols, p.n_cols);
-    const float factor = p.norm ? norm_factor(x, p.n_cols, p.eps, shared) : 1.0f;
-    for (int i = 0; i < p.n_targets; i++) {
-        const PrepareTarget &t = p.targets[i];
-        const float gain = t.gain;
-        Row y = map_row(x, [&](float value) { return value * factor * gain; });
-        if (t.weight != nullptr)
-            y = combine_rows(y, load_row(t.weight, p.n_cols), [](float value, float w) { return value * w; });
-        write_activations(t.x, t.wanted, row, p.n_cols, y, shared);
-    }
+    const int row = (int)blockIdx.x;
+    const Row x = load_rows(rows, row, n_cols);
+    prepare(targets, x, norm ? norm_factor(x, n_cols, eps, shared) : 1.0f, row, n_cols, shared);
 }
 
 __global__ void __launch_bounds__(kMaxRowThreads)
@@ -144,41 +128,42 @@ __global__ void __launch_bounds__(32 * kQkvWarps) qkv_kernel(QkvParams p) {
 
 /* ---- Residual stream ------------------------------------------------------------------------------------------ */
 
-__global__ void __launch_bounds__(kMaxRowThreads) sum_kernel(Partials p, float *out) {
+__global__ void __launch_bounds__(kMaxRowThreads) store_kernel(Rows rows, int n_cols, float *out) {
     KernelOrder launch_order;
     const int row = (int)blockIdx.x;
-    store_row(out + (int64_t)row * p.n_columns, p.n_columns, load_partials(p, row, 0, p.n_columns));
+    store_row(out + (int64_t)row * n_cols, n_cols, load_rows(rows, row, n_cols));
 }
 
 __global__ void __launch_bounds__(kMaxRowThreads)
-    add_normed_kernel(Partials p, const float *weight, float eps, float *x) {
+    add_normed_kernel(Partials p, const float *weight, float eps, float *x, Preparation next) {
     KernelOrder launch_order;
     float *shared = shared_memory<float>(); /* (32) */
     const int n = p.n_columns, row = (int)blockIdx.x;
-    x += (int64_t)row * n;
-    const Row before = load_row(x, n), w = load_row(weight, n), y = load_partials(p, row, 0, n);
+    const Row before = load_row(x + (int64_t)row * n, n), w = load_row(weight, n), y = load_partials(p, row, 0, n);
     const float factor = norm_factor(y, n, eps, shared);
     const Row normed = combine_rows(y, w, [&](float value, float gain) { return value * factor * gain; });
-    store_row(x, n, combine_rows(before, normed, [](float a, float b) { return a + b; }));
+    finish_row(x, combine_rows(before, normed, [](float a, float b) { return a + b; }), row, n, eps, next, shared);
 }
 
-__global__ void __launch_bounds__(kMaxRowThreads) add_then_norm_kernel(float *x, const float *d, int n, float eps) {
+/* x = rms(x + d); without d where `add` is false. */
+__global__ void __launch_bounds__(kMaxRowThreads)
+    add_then_norm_kernel(float *x, bool add, Rows d, int n, float eps, Preparation next) {
     KernelOrder launch_order;
     float *shared = shared_memory<float>(); /* (32) */
-    const int64_t first = (int64_t)blockIdx.x * n;
-    Row y = load_row(x + first, n);
-    if (d != nullptr) y = combine_rows(y, load_row(d + first, n), [](float a, float b) { return a + b; });
+    const int row = (int)blockIdx.x;
+    Row y = load_row(x + (int64_t)row * n, n);
+    if (add) y = combine_rows(y, load_rows(d, row, n), [](float a, float b) { return a + b; });
     const float factor = norm_factor(y, n, eps, shared);
-    store_row(x + first, n, map_row(y, [&](float value) { return value * factor; }));
+    finish_row(x, map_row(y, [&](float value) { return value * factor; }), row, n, eps, next, shared);
 }
 
-__global__ void __launch_bounds__(kMaxRowThreads) combine_kernel(CombineTask p) {
+__global__ void __launch_bounds__(kMaxRowThreads) combine_kernel(CombineTask p, Preparation next) {
     KernelOrder launch_order;
-    float *shared = shared_memory<float>(); /* (32) */
-    const int n = p.n_embd;
-    const int64_t first = (int64_t)blockIdx.x * n;
-    const Row d = load_row(p.d + first, n), e = load_row(p.e + first, n);
-    const float d_factor = norm_factor(d, n, p.eps, shared), e_factor = norm_factor(e, n, p.eps, shared);
+    float *shared = shared_memory<float>(); /* (64) */
+    const int n = p.n_embd, row = (int)blockIdx.x;
+    const Row d = load_rows(p.d, row, n), e = load_rows(p.e, row, n);
+    const float2 sums = block_sum_pair(make_float2(squares(d), squares(e)), shared);
+    const float d_factor = 1.0f / sqrtf(sums.x / (float)n + p.eps), e_factor = 1.0f / sqrtf(sums.y / (float)n + p.eps);
     const Row from_d =
         combine_rows(d, load_row(p.d_norm, n), [&](float value, float w) { return value * d_factor * w; });
     const Row from_e =
@@ -186,9 +171,9 @@ __global__ void __launch_bounds__(kMaxRowThreads) combine_kernel(CombineTask p) 
     const Row y = combine_rows(from_d, from_e, [](float a, float b) { return a + b; });
     const float factor = norm_factor(y, n, p.eps, shared), scalar = p.scalar;
     const Row normed = combine_rows(y, load_row(p.norm, n), [&](float value, float w) { return value * factor * w; });
-    store_row(p.x + first, n, combine_rows(load_row(p.x + first, n), normed, [&](float x, float added) {
-                  return scalar * (x + added);
-              }));
+    const Row x = combine_rows(load_row(p.x + (int64_t)row * n, n), normed,
+                               [&](float before, float added) { return scalar * (before + added); });
+    finish_row(p.x, x, row, n, p.eps, next, shared);
 }
 
 /* ---- Embedding ------------------------------------------------------------------------------------------------ */
@@ -212,15 +197,14 @@ __global__ void __launch_bounds__(kEmbedThreads) embed_kernel(const char *tiles,
     }
 }
 
-constexpr size_t kReduceBytes = 32 * sizeof(float);
+constexpr size_t kReduceBytes = 64 * sizeof(float);
 
 } // namespace
 
-void prepare_rows(const Queue &queue, const float *x, int n, int n_cols, bool norm, float eps,
-                  const PrepareTarget *targets, int n_targets) {
-    PrepareParams p = {x, n_cols, norm, eps, {}, n_targets};
-    for (int i = 0; i < n_targets; i++) p.targets[i] = targets[i];
-    launch(prepare_kernel, dim3((unsigned)n), row_threads(n_cols), kReduceBytes, queue.stream, p);
+void prepare_rows(const Queue &queue, const Rows &x, int n, int n_cols, bool norm, float eps,
+                  const Preparation &targets) {
+    launch(prepare_kernel, dim3((unsigned)n), row_threads(n_cols), kReduceBytes, queue.stream, x, n_cols, norm, eps,
+           targets);
 }
 
 void prepare_gated(const Queue &queue, const Partials &gate_up, int n_ff, ActivationKind kind, const Activations &x) {
@@ -252,21 +236,23 @@ void finish_qkv(const Queue &queue, const Partials &projections, const QkvTarget
            (size_t)kQkvWarps * (size_t)layer->head_dim * sizeof(float), queue.stream, p);
 }
 
-void sum_partials(const Queue &queue, const Partials &p, float *out) {
-    launch(sum_kernel, dim3((unsigned)p.n), row_threads(p.n_columns), 0, queue.stream, p, out);
+void store_rows(const Queue &queue, const Rows &rows, int n, int n_cols, float *out) {
+    launch(store_kernel, dim3((unsigned)n), row_threads(n_cols), 0, queue.stream, rows, n_cols, out);
 }
 
-void add_normed(const Queue &queue, const Partials &p, const float *weight, float eps, float *x) {
+void add_normed(const Queue &queue, const Partials &p, const float *weight, float eps, float *x,
+                const Preparation &next) {
     launch(add_normed_kernel, dim3((unsigned)p.n), row_threads(p.n_columns), kReduceBytes, queue.stream, p, weight, eps,
-           x);
+           x, next);
 }
 
-void add_then_norm(const Queue &queue, float *x, const float *d, int n, int n_embd, float eps) {
-    launch(add_then_norm_kernel, dim3((unsigned)n), row_threads(n_embd), kReduceBytes, queue.stream, x, d, n_embd, eps);
+void add_then_norm(const Queue &queue, float *x, const Rows *d, int n, int n_embd, float eps, const Preparation &next) {
+    launch(add_then_norm_kernel, dim3((unsigned)n), row_threads(n_embd), kReduceBytes, queue.stream, x, d != nullptr,
+           d != nullptr ? *d : Rows{}, n_embd, eps, next);
 }
 
-void combine(const Queue &queue, const CombineTask &task, int n) {
-    launch(combine_kernel, dim3((unsigned)n), row_threads(task.n_embd), kReduceBytes, queue.stream, task);
+void combine(const Queue &queue, const CombineTask &task, int n, const Preparation &next) {
+    launch(combine_kernel, dim3((unsigned)n), row_threads(task.n_embd), kReduceBytes, queue.stream, task, next);
 }
 
 void embed_rows(const Queue &queue, const DeviceWeight &embedding, const int32_t *ids, int n, float *x) {

@@ -67,6 +67,55 @@ static __device__ __forceinline__ Row load_partials(const Partials &p, int row, 
     return sum;
 }
 
+/* Of the experts' results for a token, in the order of choice. */
+static __device__ __forceinline__ Row load_mixed(const Rows &rows, int row, int n_cols) {
+    Row sum = row_of(n_cols, [](int) { return make_float4(0, 0, 0, 0); });
+#pragma unroll 2
+    for (int k = 0; k < rows.n_used; k++) {
+        const float share = rows.shares[row * rows.n_used + k];
+        const Row result = load_row(rows.values + (int64_t)rows.slots[row * rows.n_used + k] * n_cols, n_cols);
+#pragma unroll
+        for (int i = 0; i < kVectors; i++)
+            sum.v[i] = make_float4(fmaf(share, result.v[i].x, sum.v[i].x), fmaf(share, result.v[i].y, sum.v[i].y),
+                                   fmaf(share, result.v[i].z, sum.v[i].z), fmaf(share, result.v[i].w, sum.v[i].w));
+    }
+    return sum;
+}
+
+/* Of attention's splits, whose maxima are in units of log2 e. Four columns belong to one head. */
+static __device__ __forceinline__ Row load_attended(const Rows &rows, int row, int n_cols) {
+    return row_of(n_cols, [&](int column) {
+        const int head = column / rows.head_dim, d = column - head * rows.head_dim;
+        const int64_t index = (int64_t)row * (n_cols / rows.head_dim) + head;
+        const float2 *const statistics = reinterpret_cast<const float2 *>(rows.statistics) + index;
+        float largest = -INFINITY, denominator = 0;
+        for (int s = 0; s < rows.n_splits; s++) largest = fmaxf(largest, statistics[s * rows.n_rows].x);
+        float4 sum = make_float4(0, 0, 0, 0);
+        for (int s = 0; s < rows.n_splits; s++) {
+            const float2 split = statistics[s * rows.n_rows];
+            const float factor = fast_exp2(split.x - largest);
+            const float4 part = load4(rows.values + (s * rows.n_rows + index) * rows.head_dim + d);
+            denominator += split.y * factor;
+            sum = make_float4(fmaf(part.x, factor, sum.x), fmaf(part.y, factor, sum.y), fmaf(part.z, factor, sum.z),
+                              fmaf(part.w, factor, sum.w));
+        }
+        return make_float4(sum.x / denominator, sum.y / denominator, sum.z / denominator, sum.w / denominator);
+    });
+}
+
+static __device__ __forceinline__ Row load_rows(const Rows &rows, int row, int n_cols) {
+    switch (rows.kind) {
+    case kSplits:
+        return load_partials(rows.splits, row, 0, n_cols);
+    case kMixed:
+        return load_mixed(rows, row, n_cols);
+    case kAttended:
+        return load_attended(rows, row, n_cols);
+    default:
+        return load_row(rows.values + (int64_t)row * n_cols, n_cols);
+    }
+}
+
 /* fn(a, b) of each pair of values. */
 template <class Fn> static __device__ __forceinline__ Row combine_rows(const Row &a, const Row &b, Fn fn) {
     Row out;
@@ -80,13 +129,13 @@ template <class Fn> static __device__ __forceinline__ Row map_row(const Row &a, 
     return combine_rows(a, a, [&](float x, float) { return fn(x); });
 }
 
-/* Over the block; `shared`: 32 floats. */
-static __device__ __forceinline__ float row_squares(const Row &row, float *shared) {
+/* This thread's part. */
+static __device__ __forceinline__ float squares(const Row &row) {
     float sum = 0;
 #pragma unroll
     for (int i = 0; i < kVectors; i++)
         sum += row.v[i].x * row.v[i].x + row.v[i].y * row.v[i].y + (row.v[i].z * row.v[i].z + row.v[i].w * row.v[i].w);
-    return block_sum(sum, shared);
+    return sum;
 }
 static __device__ __forceinline__ float largest4(float4 v) {
     return fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
@@ -100,7 +149,7 @@ static __device__ __forceinline__ float row_largest(const Row &row, float *share
 
 /* 1 / rms */
 static __device__ __forceinline__ float norm_factor(const Row &row, int n_cols, float eps, float *shared) {
-    return 1.0f / sqrtf(row_squares(row, shared) / (float)n_cols + eps);
+    return 1.0f / sqrtf(block_sum(squares(row), shared) / (float)n_cols + eps);
 }
 
 /* ---- Rows as activations -------------------------------------------------------------------------------------- */
@@ -186,6 +235,26 @@ static __device__ __forceinline__ void write_activations(const Activations &x, c
                         make_float4(v.x * multiplier, v.y * multiplier, v.z * multiplier, v.w * multiplier), inside);
         if (wanted[kFloats]) write_values(x, row, column, n_cols, v);
     }
+}
+
+/* rms(x) for every target, or x itself where the factor is one. */
+static __device__ __forceinline__ void prepare(const Preparation &next, const Row &x, float factor, int64_t row,
+                                               int n_cols, float *shared) {
+    for (int i = 0; i < next.n; i++) {
+        const PrepareTarget &t = next.targets[i];
+        const float gain = t.gain;
+        Row y = map_row(x, [&](float value) { return value * factor * gain; });
+        if (t.weight != nullptr)
+            y = combine_rows(y, load_row(t.weight, n_cols), [](float value, float w) { return value * w; });
+        write_activations(t.x, t.wanted, row, n_cols, y, shared);
+    }
+}
+
+/* What has become of a row of the residual stream goes there, and as activations to those that come next. */
+static __device__ __forceinline__ void finish_row(float *x, const Row &row, int64_t index, int n_cols, float eps,
+                                                  const Preparation &next, float *shared) {
+    store_row(x + index * n_cols, n_cols, row);
+    if (next.n > 0) prepare(next, row, norm_factor(row, n_cols, eps, shared), index, n_cols, shared);
 }
 
 #endif

@@ -377,7 +377,7 @@ EXPORTED void emulation_touch(int of, int by) {
     cudaMalloc(&memory, 4096);
     cudaSetDevice(by);
     cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
-    launch_kernel(stream, nullptr, "touch", dim3(1), dim3(1), 0, [=] {
+    launch_kernel(stream, nullptr, "touch", dim3(1), dim3(32), 0, [=] {
         note_begin();
         *(volatile char *)memory = 1;
     });
