@@ -1,6 +1,6 @@
 """Builds the CUDA backend, tests it on this machine's GPU and measures it at full size.
 
-    python bench/gpu.py [--type q4_0] [--folder build/gpu] [--budget 570]
+    python bench/gpu.py [--type q4_0] [--folder build/gpu] [--budget 470]
 
 Needs nvcc, CMake, a C compiler and Python with NumPy; neither the package nor the internet. The
 full-size file is random (bench/random_gguf.py) and stays in --folder.
@@ -10,8 +10,10 @@ fails is recorded with the end of what it printed, and the next one begins; --bu
 divided among them, so that a run ends in time whatever hangs. Stages: build, limits (copy and
 matrix rates of this machine), agree (each type against the CPU, on small models), time (steps and
 prompts at full size), contexts (the same behind more tokens, with a q8_0 cache, without overlapping
-launches), profile (each kernel), memcheck and racecheck (compute-sanitizer), pytest. At the end it
-prints a block that can be pasted, with the ratio to the last earlier result of the same device.
+launches, with and without the kernels of compute capability 9.0), profile and nsight (each kernel,
+by events and by Nsight Compute), types (other files), memcheck and racecheck (compute-sanitizer),
+pytest. At the end it prints a block that can be pasted, with the ratio to the last earlier result
+of the same device.
 """
 
 from __future__ import annotations
@@ -30,13 +32,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import gpu_more
 import numpy as np
 import random_gguf
 from gpu_report import commit, device_name, earlier_result, kernels, table, to_paste
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-STAGES = ("build", "limits", "agree", "time", "contexts", "profile", "memcheck", "racecheck",
-          "pytest")  # fmt: skip
+STAGES = ("build", "limits", "agree", "time", "contexts", "profile", "nsight", "types",
+          "memcheck", "racecheck", "pytest")  # fmt: skip
+FULL_SIZE = {"time", "contexts", "profile", "nsight"}  # stages that need the file
 FLOAT_TYPES = ("f32", "f16", "bf16")
 # Relative error of logits. Floats differ in the order of sums; the others round activations to
 # int8, where an exchanged expert moves single positions: the median leaves those out.
@@ -141,7 +145,7 @@ class Run:
 
     def begin_synthesis(self) -> None:
         """Starts to make the full-size file, unless it is there."""
-        if self.model.exists() or self.args.stages.isdisjoint({"time", "contexts", "profile"}):
+        if self.model.exists() or self.args.stages.isdisjoint(FULL_SIZE):
             return
         part = self.model.with_suffix(".part")
         script = REPOSITORY / "bench" / "random_gguf.py"
@@ -252,6 +256,8 @@ def measure_steps(run: Run) -> dict[str, Any]:
 VARIANTS: tuple[tuple[int, str, int, dict[str, str]], ...] = (
     (0, "f16", 512, {}),
     (512, "f16", 512, {"DGEMMA_CUDA_OVERLAP": "0"}),
+    (512, "f16", 512, {"DGEMMA_CUDA_HOPPER": "0"}),
+    (512, "f16", 512, {"DGEMMA_CUDA_HOPPER": "1"}),
     (8192, "f16", 8192, {}),
     (8192, "q8_0", 512, {}),
     (32768, "f16", 512, {}),
@@ -330,6 +336,8 @@ WORK: dict[str, Callable[[Run], Any]] = {
     "time": measure_steps,
     "contexts": contexts,
     "profile": profile,
+    "nsight": gpu_more.nsight,
+    "types": gpu_more.types,
     "memcheck": sanitize("memcheck"),
     "racecheck": sanitize("racecheck"),
     "pytest": pytest_stage,
@@ -359,7 +367,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--n-past", type=int, default=512, help="tokens before the canvas")
     parser.add_argument("--steps", type=int, default=20, help="to measure")
     parser.add_argument("--stages", type=_names(STAGES), default=list(STAGES))
-    parser.add_argument("--budget", type=float, default=570, help="seconds for everything")
+    parser.add_argument("--budget", type=float, default=470, help="seconds for everything")
     parser.add_argument(
         "--library",
         dest="cuda_file",

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import gpu_more
 import random_gguf
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -129,7 +130,7 @@ def table(found: dict[str, Any]) -> str:
         for c in found["contexts"]:
             step_ = f"{c['step_ms']:.2f}" if "step_ms" in c else ""
             rate = f"{c['prefill_tokens_per_s']:.0f}" if "prefill_tokens_per_s" in c else ""
-            note = "launches do not overlap" if "DGEMMA_CUDA_OVERLAP" in c else c.get("error", "")
+            note = gpu_more.describe_environment(c) or c.get("error", "")
             lines.append(f"| {c['n_past']} | {c['cache']} | {step_} | {c['n_prompt']} | {rate} | "
                          f"{note} |")  # fmt: skip
     if "profile" in found:
@@ -144,6 +145,7 @@ def table(found: dict[str, Any]) -> str:
                 rates = [f"{k['gb_per_s']:.0f}", copy, f"{k['top_per_s']:.0f}", int8]
             lines.append(f"| {k['kernel']} | {k['launches']:.1f} | {k['ms']:.3f} | "
                          f"{' | '.join(rates)} |")  # fmt: skip
+    lines += gpu_more.lines(found)
     if "agree" in found:
         lines += ["", "| type | error of logits | same argmax |", "| --- | --- | --- |"]
         for kind, entry in found["agree"].items():
@@ -165,8 +167,14 @@ def to_paste(found: dict[str, Any], earlier: dict[str, Any] | None) -> str:
             lines.append(f"step {step / before:.2f} of {before:.2f} ms on {earlier['date']}")
     for c in found.get("contexts", []):
         if "step_ms" in c:
-            how = ", launches do not overlap" if "DGEMMA_CUDA_OVERLAP" in c else ""
+            environment = gpu_more.describe_environment(c)
+            how = f", {environment}" if environment else ""
             lines.append(f"behind {c['n_past']} ({c['cache']}{how}): {c['step_ms']:.2f} ms")
+    other = found.get("types")
+    for name, entry in other.items() if isinstance(other, dict) else ():
+        if "step_ms" in entry:
+            lines.append(f"{name}: {entry['step_ms']:.2f} ms, "
+                         f"prompt {entry['prefill_tokens_per_s']:.0f} tokens/s")  # fmt: skip
     if "limits" in found:
         rates = found["limits"]
         lines.append(f"copy {rates['copy_gb_per_s']:.0f} GB/s, "

@@ -15,7 +15,7 @@ from dgemma_convert import synth
 from support.bench import load
 from support.engine import open_model
 
-gpu, random_gguf = load("gpu"), load("random_gguf")
+gpu, gpu_more, random_gguf = load("gpu"), load("gpu_more"), load("random_gguf")
 
 
 @pytest.mark.parametrize("kind", random_gguf.TYPES)
@@ -172,3 +172,36 @@ def test_the_last_result_of_the_same_device_is_compared(tmp_path: Path) -> None:
     assert "behind 8192 (q8_0): 25.00 ms" in text
     assert "131072" not in text
     assert "Card 9000 (x), 26b-a4b q4_0" in text
+
+
+NCU = """\
+==PROF== Connected to process 77
+{"backend": "cuda (x)", "step_ms": [3.1]}
+==PROF== Disconnected
+"ID","Process ID","Process Name","Host Name","Kernel Name","Metric Name","Metric Unit","Metric Value"
+"0","77","steps","127.0.0.1","void <unnamed>::matmul_kernel<IntegerFormat<0>>(MatmulParams)","gpu__time_duration.sum","us","1,086.5"
+"1","77","steps","127.0.0.1","void <unnamed>::matmul_kernel<FloatFormat<2>>(MatmulParams)","gpu__time_duration.sum","ns","500"
+"2","77","steps","127.0.0.1","<unnamed>::draw_kernel(HeadParams, int, bool)","gpu__time_duration.sum","us","42.0"
+"""  # noqa: E501
+
+
+def test_nsights_report_becomes_a_table_of_kernels(tmp_path: Path) -> None:
+    found = gpu_more.kernel_times(NCU)
+    assert found == [
+        {"kernel": "matmul_kernel", "launches": 2, "us": pytest.approx(1087.0)},
+        {"kernel": "draw_kernel", "launches": 1, "us": 42.0},
+    ]
+    assert gpu_more.kernel_times("==ERROR== no permission") == []
+    run = new_run(tmp_path)
+    run.found["nsight"] = found
+    assert "| matmul_kernel | 2 | 543.5 | 1.087 |" in gpu.table(run.found)
+
+
+def test_other_types_are_left_out_when_no_time_is_left(tmp_path: Path) -> None:
+    run = new_run(tmp_path, "--budget", "5")
+    found = gpu_more.types(run)
+    assert found == {
+        name: {"error": "no time was left"} for name in ("nvfp4", "iq4_xs_l", "q4_k_m")
+    }
+    run.found["types"] = found
+    assert "| nvfp4 | no time was left | | |" in gpu.table(run.found)
