@@ -1,4 +1,4 @@
-/* Attention of a few query rows on one KV head, by key tiles with a online softmax. Included by body.h, once for
+/* Attention of a few query rows on one KV head, by key tiles with an online softmax. Included by body.h, once for
  * each instruction set.
  *
  * Scores are kept transposed, (keys, query rows), with query rows in the vector lanes: then neither keys nor values

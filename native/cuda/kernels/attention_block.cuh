@@ -10,7 +10,7 @@
  *                         sums; the two exchange their parts of the scores through shared memory
  *
  * In layers without attn_v the keys hold only the rotated dimensions; over the others the query (which forward.c's
- * project_qkv has multiplied by k_norm) meets the values in place of the keys. A product's steps of 16 columns are
+ * project_qkv has multiplied by k_norm) meets the values in place of the keys. A product's steps of 16 columns
  * therefore lie in both halves of a tile's rows (base_of, attention_tiles.cuh).
  *
  * A block visits no tile in which none of its rows sees a key. Long contexts are split over blocks, each with an equal

@@ -22,7 +22,7 @@ struct RouteParams {
 };
 
 /* A warp for each token. Softmax over all experts, the n_used most probable (the lower number first among equals),
- * their shares normalized to one and multiplied by each expert's factor. The softmax's own denominator cancels. */
+ * their shares normalised to one and multiplied by each expert's factor. The softmax's own denominator cancels. */
 __global__ void __launch_bounds__(32 * kRouteWarps) route_kernel(RouteParams p) {
     KernelOrder launch_order;
     const int lane = (int)threadIdx.x % 32, n_experts = p.logits.n_columns;
