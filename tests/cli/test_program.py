@@ -139,6 +139,27 @@ def test_ctrl_c_while_packages_are_imported(tmp_path: Path) -> None:
     assert (process.returncode, err) == (130, "")
 
 
+def test_ctrl_c_while_commands_of_other_packages_are_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dgemma.cli.program.add_plugins", interrupted)
+    assert main(["inspect", "x"]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_command_line_imports_nothing_before_it_hears_ctrl_c() -> None:
+    """What Python itself has loaded by then is all that there may be."""
+    program = (
+        "import sys; before = {*sys.modules}; import dgemma.cli\n"
+        "print(*sorted({*sys.modules} - before))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert {*done.stdout.split()} - {"__future__"} == {"dgemma", "dgemma.cli"}, done.stderr
+
+
 @pytest.mark.parametrize("redirection", [">&-", "> /dev/full"])
 def test_output_that_cannot_be_written(tiny_gguf: Path, redirection: str) -> None:
     if "full" in redirection and not os.path.exists("/dev/full"):

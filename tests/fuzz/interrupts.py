@@ -102,7 +102,8 @@ def interrupted(name: str, model: Path, folder: Path, delay: float) -> tuple[str
         process.kill()
         return "stayed", "it went on for two minutes"
     code = process.returncode
-    if "/dgemma/" not in said and (code == -signal.SIGINT or "init_import_site" in said):
+    begun = "/dgemma/" in said.replace("/dgemma/__init__.py", "")
+    if not begun and (code == -signal.SIGINT or "Fatal Python error: init_" in said):
         return "before dgemma", ""  # Python itself was not ready yet
     if code not in (130, 0):
         return str(code), said[-1500:]

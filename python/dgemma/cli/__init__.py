@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
+# Python's own `signal` imports more, and until it is there Ctrl-C is a traceback.
+import _signal  # type: ignore[import-not-found]
 import os
-import signal
-import threading
-from collections.abc import Sequence
+
+TYPE_CHECKING = False  # nor is this imported
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
-    if threading.current_thread() is not threading.main_thread():
-        from .program import run
-
-        return run(arguments)
     # Importing takes a moment. KeyboardInterrupt would come out of the middle of some package,
     # which may take it for a reason to go on without a part of its own.
-    before = signal.getsignal(signal.SIGINT)
-    watched = before is signal.default_int_handler
+    before = _signal.getsignal(_signal.SIGINT)
+    watched = before is _signal.default_int_handler
     if watched:
-        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+        try:
+            _signal.signal(_signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+        except ValueError:  # a thread, which is not interrupted
+            watched = False
     try:
         from .program import run
     finally:
         if watched:
-            signal.signal(signal.SIGINT, before)
+            _signal.signal(_signal.SIGINT, before)
     return run(arguments)
 
 

@@ -106,5 +106,3 @@ def run(args: argparse.Namespace) -> int:
     with load_model(args) as llm:
         llm.set_seed(args.seed)
         return answer(in_this_process(llm, alias=args.alias or Path(llm.model_path).stem))
-
-

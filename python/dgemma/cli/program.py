@@ -66,6 +66,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         args = parser().parse_args(arguments)
     except BrokenPipeError:  # of `--help`
         return _gave_up_writing(DONE)
+    except KeyboardInterrupt:  # while the packages of other commands are imported
+        return INTERRUPTED
     with _interrupts() as interrupts:
         try:
             code = _run_command(args)
