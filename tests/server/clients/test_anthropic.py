@@ -116,7 +116,7 @@ def test_thinking(client: Any) -> None:
 
 def test_errors(client: Any) -> None:
     with pytest.raises(anthropic.BadRequestError) as refused:
-        client.messages.create(**OPTIONS, messages=[{"role": "user", "content": "word " * 3000}])
+        client.messages.create(**OPTIONS, messages=[{"role": "user", "content": "word " * 5000}])
     assert refused.value.body["error"]["type"] == "invalid_request_error"
     with pytest.raises(anthropic.AuthenticationError):
         client.with_options(api_key="wrong").messages.create(**OPTIONS, messages=QUESTION)

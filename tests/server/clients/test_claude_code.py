@@ -184,7 +184,7 @@ def test_its_probe_and_its_titles(http: httpx.Client) -> None:
 
 
 def test_what_is_wrong_is_told_in_its_form(http: httpx.Client) -> None:
-    long = [user(said("word " * 3000))]
+    long = [user(said("word " * 5000))]
     answer = http.post("/v1/messages?beta=true", json=request(long), headers=HEADERS)
     assert answer.status_code == 400
     told = answer.json()

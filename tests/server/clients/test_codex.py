@@ -167,6 +167,6 @@ def test_its_list_of_models(http: httpx.Client) -> None:
 
 
 def test_a_conversation_that_is_too_long_has_the_code_it_looks_for(http: httpx.Client) -> None:
-    answer = http.post("/v1/responses", json=request([said("user", "word " * 3000)]))
+    answer = http.post("/v1/responses", json=request([said("user", "word " * 5000)]))
     assert answer.status_code == 400
     assert answer.json()["error"]["code"] == "context_length_exceeded"

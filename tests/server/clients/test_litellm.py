@@ -82,6 +82,6 @@ def test_texts(options: dict[str, Any]) -> None:
 
 def test_errors(options: dict[str, Any]) -> None:
     with pytest.raises(litellm.ContextWindowExceededError):
-        litellm.completion(**options, messages=[{"role": "user", "content": "word " * 3000}])
+        litellm.completion(**options, messages=[{"role": "user", "content": "word " * 5000}])
     with pytest.raises(litellm.AuthenticationError):
         litellm.completion(**{**options, "api_key": "wrong"}, messages=QUESTION)

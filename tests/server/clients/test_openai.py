@@ -131,7 +131,7 @@ def test_models_and_errors(client: openai.OpenAI) -> None:
         client.chat.completions.create(model="tiny", messages=QUESTION, logprobs=True)
     assert refused.value.param == "logprobs"
     with pytest.raises(openai.BadRequestError) as long:
-        client.completions.create(model="tiny", prompt="word " * 3000)
+        client.completions.create(model="tiny", prompt="word " * 5000)
     assert long.value.code == "context_length_exceeded"
     with pytest.raises(openai.AuthenticationError):
         client.with_options(api_key="wrong").models.list()
