@@ -9,14 +9,17 @@ LANES_INLINE ints e4m3_floor(floats x) {
 
 LANES_INLINE floats e4m3_value(ints code) { return (floats)(code << 20) * 0x1p120f; }
 
-/* The code of the scale with the least error, for groups of 16 whose x are divided by the multiplier already. Tried are
- * eight codes, which are steps of an eighth of an octave or less: from two below the one that puts the largest element
- * on 6, the largest E2M1, where it is clipped, to five above it, where it lies on 4. */
-LANES_INLINE ints search_e4m3(const group_batch *batch) {
-    ints start = e4m3_floor(magnitude(extreme(batch->x, 16)) * (1.0f / 6.0f)) - 2;
+/* The code of the scale with the least error, for groups of 16 whose x are divided by the multiplier already. Codes are
+ * steps of an eighth of an octave or less. Tried are eight: from one below that which puts the largest element on 6,
+ * the largest E2M1, where it is clipped, to six above it, where it lies on 4 (four over six) or lower. With an
+ * importance matrix the largest element may be one that hardly matters, and twelve are tried, from three below to eight
+ * above. */
+LANES_INLINE ints search_e4m3(const group_batch *batch, bool weighed) {
+    const int n_codes = weighed ? 12 : 8;
+    ints start = e4m3_floor(magnitude(extreme(batch->x, 16)) * (1.0f / 6.0f)) - (weighed ? 3 : 1);
     ints best = {0};
     floats gain = {0};
-    for (int first = 0; first < N_TRIALS; first += TRIALS_AT_ONCE) {
+    for (int first = 0; first < n_codes; first += TRIALS_AT_ONCE) {
         floats scale[TRIALS_AT_ONCE], inverse_scale[TRIALS_AT_ONCE];
         scale_sums sums[TRIALS_AT_ONCE];
         ints code[TRIALS_AT_ONCE];
@@ -46,7 +49,7 @@ static void encode_nvfp4(const float *src, void *dst, int64_t n, const float *we
         for (int j = 0; j < 16 * n_groups; j++) scaled[j] = src[16 * g + j] * inverse_multiplier;
         group_batch batch;
         load_batch(&batch, scaled, at(weights, 16 * g), n_groups, 16);
-        ints code = search_e4m3(&batch);
+        ints code = search_e4m3(&batch, weights != NULL);
         float inverse_scale[N_LANES];
         store(inverse_scale, inverse(0.5f * e4m3_value(code)));
 

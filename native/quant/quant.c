@@ -195,6 +195,17 @@ static void measure_piece(void *context, int64_t item, int thread) {
     }
 }
 
+/* The weights of n elements from `start` on, by their columns; NULL where all are alike. */
+static const float *piece_weights(const encoding *job, int64_t start, int64_t n, float weights[PIECE]) {
+    if (job->weights == NULL) return NULL;
+    int64_t col = start % job->n_cols;
+    for (int64_t i = 0; i < n; i++) {
+        weights[i] = job->weights[col];
+        if (++col == job->n_cols) col = 0;
+    }
+    return weights;
+}
+
 static void encode_piece(void *context, int64_t item, int thread) {
     encoding *job = context;
     float values[PIECE], weights[PIECE];
@@ -207,14 +218,72 @@ static void encode_piece(void *context, int64_t item, int thread) {
         memcpy(dst, (const uint8_t *)job->src + offset, block_offset(job->dst_type, n));
         return;
     }
-    if (job->weights != NULL) {
-        int64_t col = start % job->n_cols;
-        for (int64_t i = 0; i < n; i++) {
-            weights[i] = job->weights[col];
-            if (++col == job->n_cols) col = 0;
+    job->encode(values, dst, n, piece_weights(job, start, n, weights), job->inverse_multiplier);
+}
+
+/* ---- The multiplier of an NVFP4 matrix ----------------------------------------------------------------------- */
+
+/* It decides where the groups' scales lie among the numbers of E4M3, which are 6 to 12 % apart. One octave has all such
+ * places. The least multiplier puts the largest group scale on the largest E4M3; those above leave it room for the
+ * larger scales that serve some groups better. Small matrices are tried as a whole. Of others N_SAMPLES pieces are, and
+ * there another multiplier than the least must be better by N_DEVIATIONS standard deviations of the mean. */
+#define N_MULTIPLIERS 16
+#define MAX_TRIED_PIECES 16
+#define N_SAMPLES 8
+#define N_DEVIATIONS 3.0
+
+typedef struct multiplier_search {
+    const encoding *job;
+    int64_t n_pieces;
+    int n_samples;
+    float multipliers[N_MULTIPLIERS];
+    double errors[N_MULTIPLIERS][MAX_TRIED_PIECES]; /* Σ w (decoded − x)² */
+} multiplier_search;
+
+static void try_multiplier(void *context, int64_t item, int thread) {
+    multiplier_search *search = context;
+    const encoding *job = search->job;
+    int64_t trial = item / search->n_samples, sample = item % search->n_samples;
+    int64_t piece = sample * search->n_pieces / search->n_samples, start = piece * PIECE;
+    float values[PIECE], decoded[PIECE], weights[PIECE], multiplier = search->multipliers[trial];
+    dg_block_nvfp4 blocks[PIECE / 64];
+    int64_t n = read_piece(job, piece, values);
+    const float *w = piece_weights(job, start, n, weights);
+    job->encode(values, blocks, n, w, 1.0f / multiplier);
+    dg_decode_nvfp4(blocks, decoded, n);
+    double sum = 0.0;
+    for (int64_t i = 0; i < n; i++) {
+        double difference = (double)(decoded[i] * multiplier) - (double)values[i];
+        sum += difference * difference * (w != NULL ? (double)w[i] : 1.0);
+    }
+    search->errors[trial][sample] = sum;
+}
+
+/* The multiplier with the least error for elements of at most `largest`, which is not zero. */
+static float search_multiplier(const encoding *job, int64_t n_pieces, float largest, dg_pool *pool) {
+    multiplier_search search = {.job = job, .n_pieces = n_pieces};
+    search.n_samples = n_pieces <= MAX_TRIED_PIECES ? (int)n_pieces : N_SAMPLES;
+    /* The bound keeps the inverse finite. */
+    float least = fmaxf(largest / NVFP4_MAX, 0x1p-120f);
+    for (int i = 0; i < N_MULTIPLIERS; i++) search.multipliers[i] = least * (1.0f + (float)i / N_MULTIPLIERS);
+    dg_pool_run(pool, (int64_t)N_MULTIPLIERS * search.n_samples, try_multiplier, &search);
+    int best = 0;
+    double best_gain = 0.0;
+    for (int i = 1; i < N_MULTIPLIERS; i++) {
+        double gain = 0.0, squares = 0.0, n = search.n_samples;
+        for (int k = 0; k < search.n_samples; k++) {
+            double piece_gain = search.errors[0][k] - search.errors[i][k];
+            gain += piece_gain;
+            squares += piece_gain * piece_gain;
+        }
+        bool certain = search.n_samples == n_pieces ||
+                       gain * gain * (n - 1.0) > N_DEVIATIONS * N_DEVIATIONS * (n * squares - gain * gain);
+        if (gain > best_gain && certain) {
+            best = i;
+            best_gain = gain;
         }
     }
-    job->encode(values, dst, n, job->weights != NULL ? weights : NULL, job->inverse_multiplier);
+    return search.multipliers[best];
 }
 
 static dg_status explain_refusal(const encoding *job, dg_error *error) {
@@ -283,8 +352,7 @@ dg_status dg_quantize(int32_t src_type, const void *src, int32_t dst_type, void 
         job.max_magnitude = FLT_MAX;
         dg_pool_run(pool, n_pieces, measure_piece, &job);
         if (job.first_refused == LLONG_MAX && job.largest_bits != 0) {
-            /* The largest group scale lands on the largest E4M3. The bound keeps the inverse finite. */
-            *multiplier = fmaxf(dg_float_from_bits(job.largest_bits) / NVFP4_MAX, 0x1p-120f);
+            *multiplier = search_multiplier(&job, n_pieces, dg_float_from_bits(job.largest_bits), pool);
             job.inverse_multiplier = 1.0f / *multiplier;
         }
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -103,3 +104,37 @@ def test_threads_do_not_change_quantized_results(gguf_file, outtype):
         with open_model(path, n_threads=n_threads) as llm, llm.session() as session:
             results.append(conversation(session, tokens, canvases))
     assert np.array_equal(*results)
+
+
+def plant_scales(path: Path, code: int) -> None:
+    """Every third scale of every NVFP4 tensor becomes `code`."""
+    content = np.memmap(path, np.uint8, "r+")
+    n_tensors = 0
+    for tensor in gguf.GGUFReader(path).tensors:
+        if tensor.tensor_type.name == "NVFP4":
+            end = tensor.data_offset + tensor.n_bytes
+            blocks = content[tensor.data_offset : end].reshape(-1, 36)
+            blocks[::3, 0] = blocks[1::3, 3] = blocks[2::3, 2] = code
+            n_tensors += 1
+    content.flush()
+    assert n_tensors > 5
+
+
+@pytest.mark.parametrize("backend", ["cpu", "cuda", "cuda with FP4"])
+def test_scales_that_are_no_numbers_are_zero_everywhere(
+    request, gguf_file, tmp_path, monkeypatch, backend
+):
+    """0x7f, and 0xff with a sign, which NVFP4's scales do not have."""
+    monkeypatch.setenv("DGEMMA_EMULATION_FP4", str(int(backend.endswith("FP4"))))
+    open_it = open_model if backend == "cpu" else request.getfixturevalue("cuda")
+    tokens, canvases = random_tokens("odd", 9, n_canvases=1, seed=8)
+    found = []
+    for code in (0, 0x7F, 0xFF):
+        path = tmp_path / f"{code}.gguf"
+        path.write_bytes(gguf_file("odd", "nvfp4").read_bytes())
+        plant_scales(path, code)
+        with open_it(path) as llm, llm.session() as session:
+            found.append(conversation(session, tokens, canvases))
+    np.testing.assert_array_equal(found[1], found[0])
+    np.testing.assert_array_equal(found[2], found[0])
+    assert np.isfinite(found[0]).all()

@@ -130,9 +130,11 @@ def test_nvfp4_multiplier_makes_the_error_independent_of_the_scale(scale):
 def test_nvfp4_multiplier_uses_the_whole_range_of_scales():
     values = make_weights("normal")
     data, multiplier = encoded(values, "nvfp4", with_multiplier=True)
-    assert multiplier == pytest.approx(float(np.abs(values).max()) / (6 * 448), rel=1e-6)
+    # Of the octave that is searched; the largest group scale is then within an octave of 448.
+    octave = multiplier / (float(np.abs(values).max()) / (6 * 448))
+    assert 1 - 1e-6 <= octave < 2
     scales = data.reshape(-1, 36)[:, :4]
-    assert 0x78 < scales.max() <= 0x7E
+    assert 0x70 < scales.max() <= 0x7E
 
 
 def grouped(values: np.ndarray, size: int, levels: int, offset: bool) -> np.ndarray:

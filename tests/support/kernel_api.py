@@ -175,8 +175,12 @@ def random_weight(
         blocks[:, at : at + 2] = scales.astype(np.float16).view(np.uint8).reshape(-1, 2)
     if name == "nvfp4":
         blocks[:, :4] = rng.integers(0x08, 0x28, (len(blocks), 4))
+        blocks[::5, 1] = 0x7F  # no number, which counts as zero, with a sign too
     encoded = blocks.reshape(n_rows, -1)
-    return padded(encoded), gguf.quants.dequantize(encoded, kind).astype(np.float64)
+    values = gguf.quants.dequantize(encoded, kind).astype(np.float64)
+    if name == "nvfp4":
+        blocks[::10, 1] = 0xFF  # of which the package makes 480
+    return padded(blocks.reshape(n_rows, -1)), values
 
 
 def round_to_int8(x: np.ndarray) -> np.ndarray:
