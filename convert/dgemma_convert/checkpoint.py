@@ -15,7 +15,13 @@ from .sources import LeftOut, same_bytes
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors\Z")
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+\Z")
+# A repository's name as it is written in commands, in addresses, and with a branch.
+_REPOSITORY = re.compile(
+    r"(?:https?:/{1,2})?(?:(?:www\.)?(?:huggingface\.co|hf\.co)/)?"
+    r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?:[@:][\w.-]+|/(?:tree|blob|resolve)/.*|/)?\Z"
+)
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+UNFINISHED = (".part", ".crdownload", ".incomplete", ".download", ".aria2", ".tmp")
 
 
 def find_folder(src: Path) -> Path:
@@ -25,20 +31,40 @@ def find_folder(src: Path) -> Path:
     """
     if src.suffix.lower() == ".gguf" and src.is_file():
         raise ConvertError(f"{src}: is a GGUF file; `dgemma quantize` reads those")
+    if src.suffix.lower() in ARCHIVES and src.is_file():
+        raise ConvertError(f"{src}: is an archive; unpack it, and give the folder")
     if src.is_file():
         return src.parent
     if src.is_symlink() and not src.exists():
         check_regular(src)
     if not src.is_dir():
         offer = ""
-        if _REPOSITORY.match(str(src)):
-            offer = f"; `dgemma convert {src} --remote` downloads the repository of that name"
-        raise ConvertError(
-            f"{src}: no such folder; expected a checkpoint with config.json{offer}"
-        )
-    if (src / "snapshots").is_dir() and not (src / "config.json").exists():
-        return _snapshot(src)
+        if match := _REPOSITORY.match(str(src)):
+            name = match["name"]
+            offer = f"; `dgemma convert {name} --remote` downloads the repository of that name"
+        raise ConvertError(f"{src}: no such folder; expected a checkpoint with config.json{offer}")
+    if not (src / "config.json").exists():
+        if (src / "snapshots").is_dir():
+            return _snapshot(src)
+        if src.name == "snapshots" and (src.parent / "blobs").is_dir():
+            return _snapshot(src.parent)
+        if (src / "adapter_config.json").exists():
+            raise ConvertError(
+                f"{src}: is an adapter; give the folder of the model, and this one as --lora"
+            )
+        _offer_inner(src)
     return src
+
+
+def _offer_inner(src: Path) -> None:
+    """ConvertError where not the folder itself is a checkpoint, but one in it."""
+    if any(src.glob("*.safetensors")):
+        return
+    inner = [path.parent for path in sorted(src.glob("*/config.json"))]
+    inner += [path.parent for path in sorted(src.glob("models--*/snapshots"))]
+    if inner:
+        more = f", one of {len(inner)}" if len(inner) > 1 else ""
+        raise ConvertError(f"{src}: not a checkpoint itself; did you mean {inner[0]}{more}?")
 
 
 def _snapshot(cache: Path) -> Path:
@@ -171,5 +197,8 @@ def _weights(folder: Path) -> list[Path]:
             path.name for path in folder.glob("*.gguf")
         ]
         hint = f", but {others[0]}: weights are read from safetensors files" if others else ""
+        unfinished = [path.name for path in folder.iterdir() if path.suffix in UNFINISHED]
+        if unfinished:
+            hint = f", but {unfinished[0]}: its download is not finished; start it again"
         raise ConvertError(f"{folder}: has neither {SINGLE_NAME} nor {INDEX_NAME}{hint}")
     return found

@@ -60,7 +60,7 @@ def convert(
     """
     with failing_in_words("converting"), ExitStack() as stack:
         policy = make_policy(outtype, tensor_types, token_embedding_type)
-        src, notes = find_folder(src), list[str]()
+        src, notes = find_folder(src.expanduser()), list[str]()
         general = {"name": folder_name(src)}
         if metadata is not None:
             general |= read_overrides(metadata)

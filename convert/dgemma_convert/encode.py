@@ -244,7 +244,6 @@ class Slice:
         self.scales[self.matrix] = multiplier
         return encoded
 
-
     def _check_finite(self, data: Bytes, n_cols: int, threads: int) -> None:
         """ConvertError where what is copied holds NaN or infinity; encoders look themselves."""
         source_type = self.step.source.type

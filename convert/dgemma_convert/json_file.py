@@ -36,6 +36,8 @@ def is_there(path: Path) -> bool:
 def check_content(path: Path, head: bytes) -> None:
     """ConvertError where a file begins like something that is often found in place of it."""
     start = head.removeprefix(BOM).lstrip()[:64].lower()
+    if not start:
+        raise ConvertError(f"{path}: is empty; download it again")
     for beginning, what in (
         (
             b"version https://git-lfs",
@@ -51,6 +53,19 @@ def check_content(path: Path, head: bytes) -> None:
             raise ConvertError(f"{path}: {what}")
 
 
+def read_text(path: Path) -> str:
+    """The text of a file without its BOM; ConvertError where it is not UTF-8, or something else."""
+    check_regular(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise from_os_error(error, "reading") from error
+    except UnicodeDecodeError as error:
+        raise ConvertError(f"{path}: not UTF-8") from error
+    check_content(path, text[:100].encode())
+    return text
+
+
 def read_json(path: Path) -> Any:
     """The parsed content of a JSON file; ConvertError where it is not one. A BOM is skipped."""
     check_regular(path)
@@ -63,6 +78,10 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
+        if not data.strip():
+            raise ConvertError(
+                f"{path}: not valid JSON: the file is empty; download it again"
+            ) from None
         check_content(path, data[:100])
         reason = str(error) or "nested too deep"
         raise ConvertError(f"{path}: not valid JSON: {reason}") from error

@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -194,8 +195,16 @@ class Adapter:
         for module, found in parts.items():
             down, up = found.get("lora_A"), found.get("lora_B")
             if down is None or up is None:
-                name = next(iter(found.values())).name
-                raise ConvertError(f"{self.folder}: tensor {name} is not half of a LoRA pair")
+                name, lost = next(iter(found.values())).name, "lora_B" if down else "lora_A"
+                raise ConvertError(
+                    f"{self.folder}: tensor {name} is not half of a LoRA pair: {lost} is missing"
+                )
+            for part in found.values():
+                if not np.isfinite(self.floats(part)).all():
+                    raise ConvertError(
+                        f"{self.folder}: tensor {part.name} has values that are infinite or no "
+                        "numbers"
+                    )
             pairs[module] = Pair(module, down, up, found.get("lora_magnitude_vector"))
         return pairs, whole
 
@@ -282,11 +291,34 @@ class Adapter:
             )
         if pair.magnitude is not None and math.prod(pair.magnitude.shape) != n_rows:
             raise ConvertError(f"{self.folder}: {pair.magnitude.name} needs {n_rows} values")
+        self._check_rank(pair, parameter, rank)
         factor, first, adapted = self._factor(pair.module, parameter, rank), 0, []
         for target, shape in zip(targets, shapes, strict=True):
             adapted.append(AdaptedSource(sources[target], pair, self, factor, rank, first, swapped))
             first += shape[1]
         return adapted
+
+    def _check_rank(self, pair: Pair, parameter: str, rank: int) -> None:
+        """ConvertError where the settings speak of another rank: its strength would be wrong."""
+        settings = self._settings
+        if settings is None or pair.module in self._alphas:
+            return
+        said = self._by_pattern("rank_pattern", parameter, settings["r"])
+        if said != rank:
+            raise ConvertError(
+                f"{self.folder}: the pair for {parameter} has the rank {rank}, {CONFIG} says "
+                f"{said}: they do not belong together"
+            )
+
+    def _by_pattern(self, key: str, parameter: str, default: Any) -> Any:
+        """The value of the first pattern that fits, as PEFT looks for it."""
+        for pattern, value in ((self._settings or {}).get(key) or {}).items():
+            try:
+                if re.match(rf"(.*\.)?({pattern})$", parameter):
+                    return value
+            except re.error as error:
+                raise ConvertError(f"{self.folder}: {key} {pattern!r}: {error}") from error
+        return default
 
     def _factor(self, module: str, parameter: str, rank: int) -> float:
         """How often the product of a pair is added."""
@@ -298,15 +330,7 @@ class Adapter:
                 )
             return self.scale * self._alphas[module] / rank
         alpha = self._alphas.get(module, self._settings["lora_alpha"])
-        for pattern, value in (self._settings.get("alpha_pattern") or {}).items():
-            try:
-                if re.match(rf"(.*\.)?({pattern})$", parameter):
-                    alpha = value
-                    break
-            except re.error as error:
-                raise ConvertError(
-                    f"{self.folder}: alpha_pattern {pattern!r}: {error}"
-                ) from error
+        alpha = self._by_pattern("alpha_pattern", parameter, alpha)
         root = self._settings.get("use_rslora")
         return self.scale * float(alpha) / (math.sqrt(rank) if root else rank)
 

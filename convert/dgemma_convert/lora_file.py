@@ -47,11 +47,15 @@ def open_weights(folder: Path) -> SafetensorsFile:
     """The file with the pairs: of an adapter's folder, or `folder` itself where it is a file."""
     if folder.is_file():
         path = folder
+    elif not folder.is_dir():
+        raise ConvertError(f"{folder}: no such folder; expected an adapter")
     else:
         named = [folder / name for name in WEIGHTS if (folder / name).exists()]
         others = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
         if not named and len(others) != 1:
-            raise ConvertError(f"{folder}: has no {' or '.join(WEIGHTS)}")
+            inner = sorted(path.parent for path in folder.glob(f"*/{WEIGHTS[0]}"))
+            hint = f"; did you mean {inner[-1]}?" if inner else ""
+            raise ConvertError(f"{folder}: has no {' or '.join(WEIGHTS)}{hint}")
         path = (named or others)[0]
     return TorchFile(path) if path.suffix in (".bin", ".pt", ".pth") else SafetensorsFile(path)
 

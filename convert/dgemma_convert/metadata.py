@@ -17,7 +17,7 @@ from dgemma.importance import Importance
 
 from .config import ModelConfig
 from .errors import ConvertError
-from .json_file import is_there, read_json
+from .json_file import is_there, read_json, read_text
 from .tokenizer import Vocabulary, check_templates, read_vocabulary
 
 ARCHITECTURE = "diffusion-gemma"
@@ -172,6 +172,8 @@ def _read_card(folder: Path, counts: ParameterCounts, notes: list[str]) -> Metad
     logging.getLogger("metadata").setLevel(logging.ERROR)
     card: dict[str, Any] = {}
     try:
+        if is_there(folder / "README.md"):
+            read_text(folder / "README.md")
         card = Metadata.load_model_card(folder)
     except Exception as error:  # whatever its parsing of a foreign YAML text ends in
         reason = " ".join(str(error).split())[:200]

@@ -38,6 +38,15 @@ ACTIVATION_SCALES = (
     ".k_scale",
     ".v_scale",
 )
+# What others' quantized checkpoints have beside their weights, and whose they are.
+FOREIGN = (
+    (".qweight", "GPTQ or AWQ"),
+    (".absmax", "bitsandbytes"),
+    (".quant_state", "bitsandbytes"),
+    (".SCB", "bitsandbytes"),
+    (".biases", "MLX"),
+    (".W_q", "HQQ"),
+)
 _EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)\.weight\Z")
 
 
@@ -146,6 +155,7 @@ def read_sources(checkpoint: Checkpoint) -> Sources:
     ConvertError where the parts of a quantized one do not fit together.
     """
     stored = dict(checkpoint.tensors)
+    _refuse_foreign(checkpoint)
     unused = [stored.pop(name) for name in list(stored) if name.endswith(ACTIVATION_SCALES)]
     sources: dict[str, Source] = {}
     for name in list(stored):
@@ -159,6 +169,17 @@ def read_sources(checkpoint: Checkpoint) -> Sources:
     # What is left are plain tensors; a scale without its weight is found when nothing asks for it.
     sources.update({name: PlainSource(tensor) for name, tensor in stored.items()})
     return Sources(_stack_experts(checkpoint, sources), unused)
+
+
+def _refuse_foreign(checkpoint: Checkpoint) -> None:
+    """ConvertError where the weights are in a form of others', which GGUF does not have."""
+    for name in checkpoint.tensors:
+        for ending, maker in FOREIGN:
+            if name.endswith(ending) or (ending + ".") in name:
+                raise ConvertError(
+                    f"{checkpoint.folder}: is quantized by {maker} (tensor {name}), which GGUF "
+                    "has no type for; convert the checkpoint that it was made from"
+                )
 
 
 def _take(stored: dict[str, StoredTensor], weight: str, name: str) -> StoredTensor:

@@ -23,7 +23,7 @@ from .metadata import ARCHITECTURE, QUANTIZATION_VERSION, Keys
 from .policy import Type, make_policy, row_bytes
 from .production import Report, Target, produce
 from .sources import Bytes, matrices
-from .target_size import plan_size
+from .target_size import foretell, plan_size
 from .tensors import MappedTensor
 
 BEST = "best"  # the outtype that a target size decides
@@ -116,6 +116,16 @@ def quantize(
             accept=(lambda step: None) if allow_requantize else _refuse_requantizing,
             checks=[file.check_unchanged],
         )
+
+
+def foretell_file(src: Path, outtype: str, tensor_types: Sequence[str] = ()) -> float:
+    """The divergence in nats that the model of a GGUF file is foretold in other types.
+
+    By the same sensitivities and errors as `quantize` finds the best mix for a size with. Raises
+    ConvertError.
+    """
+    with failing_in_words("reading"), File(src) as file:
+        return foretell(_mapped(file), make_policy(outtype, tensor_types))
 
 
 def _mapped(file: File) -> list[MappedTensor]:

@@ -4,14 +4,15 @@ What a tensor costs in a type is foretold as the divergence that its group of te
 to cause in Q4_0 (bench/outtypes.py, rows "only … in q4_0"), times the tensor's share of its group,
 times its own squared error in that type over that in Q4_0. The errors are measured here, on rows of
 the tensor itself, weighed by the importance matrix. From the best types down, the step that adds
-least divergence for the bytes it saves is taken, until the file fits.
+least divergence for the bytes it saves is taken, until the file fits; what room that leaves is
+filled. The named mixes that fit are other places to start from, so none of them is better.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -27,7 +28,7 @@ from dgemma.sizes import size_text
 from dgemma.tensor_kinds import Kind
 
 from .errors import ConvertError
-from .policy import MIXES, Policy, Type, row_bytes
+from .policy import MIXES, WITH_MULTIPLIER, Mix, Policy, Type, fitting, row_bytes
 from .sources import matrices, n_elements
 from .tensors import MappedTensor
 
@@ -119,17 +120,41 @@ def plan_size(
         if chosen is not None:
             fixed += _bytes(tensor, chosen)
         else:
-            group = _group(tensor.name)
-            weight = SENSITIVITIES[group] * n_elements(tensor.source.shape) / shares[group]
-            options[tensor.name] = _hull(_choices(tensor, weight, importance, threads))
+            options[tensor.name] = _choices(tensor, shares, importance, threads)
         progress(1)
-    types, path = _descend(options, fixed, target)
+    found, path = _descend({name: _hull(its) for name, its in options.items()}, fixed, target)
     if path[-1][0] > target:
         raise ConvertError(
             f"--target-size: the smallest types take {size_text(path[-1][0])}, more than the "
             f"{size_text(target)} that were asked for"
         )
-    return Plan(types, *path[-1], path)
+    room = target - fixed
+    mixes = (_as_in(mix, tensors, options) for mix in MIXES.values())
+    starts = [found, *(mix for mix in mixes if mix is not None and _size(mix) <= room)]
+    best = min((_fill(options, start, room) for start in starts), key=_divergence)
+    path[-1] = (fixed + _size(best), _divergence(best))
+    return Plan({name: choice.type for name, choice in best.items()}, *path[-1], path)
+
+
+def foretell(
+    tensors: Sequence[MappedTensor],
+    policy: Policy,
+    importance: Importance | None = None,
+    threads: int = 0,
+) -> float:
+    """The divergence in nats that a file of `tensors` in the types of `policy` is foretold.
+
+    It is what `plan_size` lowers, for types that were chosen otherwise.
+    """
+    shares, total = _group_sizes(tensors), 0.0
+    for tensor in tensors:
+        wanted = policy.wanted(tensor.name, tensor.kind, tensor.source.type)
+        kind = fitting(wanted, tensor.source.shape[-1])
+        if tensor.kind is Kind.VECTOR or type_info(int(kind)).block_size == 1:
+            continue
+        (choice,) = _priced(tensor, shares, [kind], importance, threads)
+        total += choice.divergence
+    return total
 
 
 def _group(name: str) -> str:
@@ -163,16 +188,29 @@ def _bytes(tensor: MappedTensor, kind: Type) -> int:
 
 
 def _choices(
-    tensor: MappedTensor, weight: float, importance: Importance | None, threads: int
+    tensor: MappedTensor, shares: Counter[str], importance: Importance | None, threads: int
 ) -> list[Choice]:
     """Every candidate that fits the rows, and F16 where none does."""
     n_cols = tensor.source.shape[-1]
-    fitting = [kind for kind in CANDIDATES if n_cols % type_info(int(kind)).block_size == 0]
-    if not fitting:
+    kinds = [kind for kind in CANDIDATES if n_cols % type_info(int(kind)).block_size == 0]
+    if not kinds:
         return [Choice(Type.F16, _bytes(tensor, Type.F16), 0.0)]
-    errors = _errors(tensor, [*fitting, Type.Q4_0], importance, threads)
+    return _priced(tensor, shares, kinds, importance, threads)
+
+
+def _priced(
+    tensor: MappedTensor,
+    shares: Counter[str],
+    kinds: Sequence[Type],
+    importance: Importance | None,
+    threads: int,
+) -> list[Choice]:
+    """What the tensor takes and costs in each of `kinds`, whose blocks fit its rows."""
+    group = _group(tensor.name)
+    weight = SENSITIVITIES[group] * n_elements(tensor.source.shape) / shares[group]
+    errors = _errors(tensor, [*kinds, Type.Q4_0], importance, threads)
     unit = weight / max(errors[Type.Q4_0], 1e-30)
-    return [Choice(kind, _bytes(tensor, kind), unit * errors[kind]) for kind in fitting]
+    return [Choice(kind, _bytes(tensor, kind), unit * errors[kind]) for kind in kinds]
 
 
 def _errors(
@@ -189,10 +227,18 @@ def _errors(
         values = dequantize(data, int(source.type), n, n_cols)
         own = None if weights is None else weights[matrix]
         for kind in kinds:
-            encoded, _ = quantize(
-                values, "f32", int(kind), n, n_cols, importance=own, threads=threads
+            encoded, multiplier = quantize(
+                values,
+                "f32",
+                int(kind),
+                n,
+                n_cols,
+                importance=own,
+                with_multiplier=kind is Type.NVFP4 and tensor.kind in WITH_MULTIPLIER,
+                threads=threads,
             )
-            difference = np.square(dequantize(encoded, int(kind), n, n_cols) - values)
+            found_values = dequantize(encoded, int(kind), n, n_cols) * np.float32(multiplier)
+            difference = np.square(found_values - values)
             found[kind] += float((difference if own is None else difference * own).sum())
     return found
 
@@ -218,11 +264,10 @@ def _price(a: Choice, b: Choice) -> float:
 
 def _descend(
     options: dict[str, list[Choice]], fixed: int, target: int
-) -> tuple[dict[str, Type], list[tuple[int, float]]]:
+) -> tuple[dict[str, Choice], list[tuple[int, float]]]:
     """From the best types down to `target` bytes, the cheapest step first."""
-    at = dict.fromkeys(options, 0)
-    n_bytes = fixed + sum(choices[0].n_bytes for choices in options.values())
-    divergence = sum(choices[0].divergence for choices in options.values())
+    at = {name: choices[0] for name, choices in options.items()}
+    n_bytes, divergence = fixed + _size(at), _divergence(at)
     path = [(n_bytes, divergence)]
     steps = sorted(
         (_price(a, b), name, i)
@@ -233,8 +278,56 @@ def _descend(
         if n_bytes <= target:
             break
         before, after = options[name][i], options[name][i + 1]
-        at[name] = i + 1
+        at[name] = after
         n_bytes += after.n_bytes - before.n_bytes
         divergence += after.divergence - before.divergence
         path.append((n_bytes, divergence))
-    return {name: options[name][i].type for name, i in at.items()}, path
+    return at, path
+
+
+def _size(chosen: Mapping[str, Choice]) -> int:
+    return sum(choice.n_bytes for choice in chosen.values())
+
+
+def _divergence(chosen: Mapping[str, Choice]) -> float:
+    return sum(choice.divergence for choice in chosen.values())
+
+
+def _as_in(
+    mix: Mix, tensors: Sequence[MappedTensor], options: Mapping[str, Sequence[Choice]]
+) -> dict[str, Choice] | None:
+    """What a named mix makes of the tensors that are free; None where it has other types."""
+    chosen = {}
+    for tensor in tensors:
+        if tensor.name not in options:
+            continue
+        wanted = mix.kinds.get(tensor.kind, mix.default)
+        kind = None if wanted is None else fitting(wanted, tensor.source.shape[-1])
+        own = [choice for choice in options[tensor.name] if choice.type is kind]
+        if not own:
+            return None
+        chosen[tensor.name] = own[0]
+    return chosen
+
+
+def _fill(
+    options: Mapping[str, Sequence[Choice]], start: Mapping[str, Choice], room: int
+) -> dict[str, Choice]:
+    """`start` with better types as long as one fits, that which lowers the divergence most first.
+
+    The last step down may have been a large one, which leaves room.
+    """
+    chosen, n_bytes = dict(start), _size(start)
+    while True:
+        best, gain = None, 0.0
+        for name, choices in options.items():
+            now = chosen[name]
+            for choice in choices:
+                fits = n_bytes - now.n_bytes + choice.n_bytes <= room
+                if fits and now.divergence - choice.divergence > gain:
+                    best, gain = (name, choice), now.divergence - choice.divergence
+        if best is None:
+            return chosen
+        name, choice = best
+        n_bytes += choice.n_bytes - chosen[name].n_bytes
+        chosen[name] = choice

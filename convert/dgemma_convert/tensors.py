@@ -6,6 +6,7 @@ checkpoint; only the vision tower, which the engine does not run, is left out.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -78,6 +79,7 @@ SPLIT_EXPERT_ROWS = (
     Row("ffn_gate_exps.weight", "experts.gate_proj", "experts expert_width hidden"),
     Row("ffn_up_exps.weight", "experts.up_proj", "experts expert_width hidden"),
 )
+_WRAPPED = re.compile(r"((module|_orig_mod|_fsdp_wrapped_module)\.)*(model\.)?")
 FUSED_EXPERTS = "experts.gate_up_proj"
 
 
@@ -198,9 +200,14 @@ def map_tensors(config: ModelConfig, checkpoint: Checkpoint, sources: Sources) -
 
 
 def _prefix(checkpoint: Checkpoint) -> str:
-    """What stands before "decoder.": "model.", or "" where the model was saved without a head."""
-    for prefix in ("model.", ""):
-        if prefix + "decoder.embed_tokens.weight" in checkpoint.tensors:
+    """What stands before "decoder.": "model.", or "" where the model was saved without a head.
+
+    Before that programs put their wrappers' names, such as "module." and "_orig_mod.".
+    """
+    embedding = "decoder.embed_tokens.weight"
+    for name in checkpoint.tensors:
+        prefix = name.removesuffix(embedding)
+        if prefix != name and _WRAPPED.fullmatch(prefix):
             return prefix
     raise ConvertError(
         f"{checkpoint.folder}: tensor model.decoder.embed_tokens.weight is missing; this is not a "
@@ -229,7 +236,7 @@ def _leave_out_copies(
     decoder, encoder = prefix + "decoder.", prefix + "encoder.language_model."
     n_tensors = n_bytes = 0
     for name in list(rest):
-        if name == "lm_head.weight":
+        if name == prefix.removesuffix("model.") + "lm_head.weight":
             original = decoder + "embed_tokens.weight"
         elif name.startswith(encoder):
             original = decoder + name[len(encoder) :]

@@ -19,8 +19,8 @@ from dgemma.chat.template import ChatTemplate
 from dgemma.errors import Error
 
 from .config import ModelConfig
-from .errors import ConvertError, from_os_error
-from .json_file import check_regular, is_there, read_json
+from .errors import ConvertError
+from .json_file import is_there, read_json, read_text
 
 MODEL_NAME = "gemma4"
 # Special in the tokenizer's sense, but their text belongs to the answer: as CONTROL tokens they
@@ -290,8 +290,7 @@ class _Reader:
         templates = self._named_templates()
         folder = self._folder / "additional_chat_templates"
         for path in sorted(folder.glob("*.jinja")) if folder.is_dir() else ():
-            check_regular(path)
-            templates[path.stem] = self._text(path)
+            templates[path.stem] = read_text(path)
         if set(templates) <= {"default"}:
             return templates.get("default")
         return [{"name": name, "template": text} for name, text in templates.items()]
@@ -300,7 +299,7 @@ class _Reader:
         """Templates of the first place that has any, of the three where programs save them."""
         jinja, older = self._folder / "chat_template.jinja", self._folder / "chat_template.json"
         if is_there(jinja):
-            return {"default": self._text(jinja)}
+            return {"default": read_text(jinja)}
         template = self._settings.get("chat_template")
         if template is None and is_there(older):
             content = read_json(older)
@@ -321,14 +320,6 @@ class _Reader:
         raise ConvertError(
             f"{self._folder}: chat_template must be a text or a list of named templates"
         )
-
-    def _text(self, path: Path) -> str:
-        try:
-            return path.read_text(encoding="utf-8-sig")
-        except OSError as error:
-            raise from_os_error(error, "reading") from error
-        except UnicodeDecodeError as error:
-            raise ConvertError(f"{path}: not UTF-8") from error
 
 
 def _without_sequence(step: Any, parts: str) -> Any:

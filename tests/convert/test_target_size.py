@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,21 @@ import numpy as np
 import pytest
 
 from dgemma.cli import main
-from dgemma_convert import ConvertError, quantize
-from dgemma_convert.target_size import SENSITIVITIES, Choice, Type, _hull, parse_target
+from dgemma_convert import ConvertError, convert, quantize
+from dgemma_convert.encode import plan
+from dgemma_convert.policy import MIXES, make_policy
+from dgemma_convert.requantize import foretell_file
+from dgemma_convert.synth import PRESETS, RandomSource, _rows
+from dgemma_convert.target_size import (
+    SENSITIVITIES,
+    Choice,
+    Type,
+    _hull,
+    foretell,
+    parse_target,
+    plan_size,
+)
+from dgemma_convert.tensors import MappedTensor
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -35,6 +49,55 @@ def test_sensitivities_are_those_that_were_measured() -> None:
     ]
     assert len(rows) == len(SENSITIVITIES)
     np.testing.assert_allclose(sorted(SENSITIVITIES.values()), sorted(measured), rtol=5e-3)
+
+
+def test_the_foretold_order_is_the_measured_one(tiny: Path, tmp_path: Path) -> None:
+    """Of all mixes; what was measured is by bench/outtypes.py, on the same two models."""
+    results = json.loads((REPOSITORY / "bench" / "results" / "outtypes.json").read_text())
+    exact = tmp_path / "exact.gguf"
+    convert(tiny, exact, "f32", progress=False)
+    mixes = [name for name in MIXES if name not in ("auto", "f32", "f16", "bf16")]
+    foretold = {name: foretell_file(exact, name) for name in mixes}
+
+    def measured(name: str) -> float:
+        return float(np.sqrt(results[name]["tiny"]["kl_mean"] * results[name]["random"]["kl_mean"]))
+
+    def rank_correlation(a: list[float], b: list[float]) -> float:
+        ranks = [np.argsort(np.argsort(values)) for values in (a, b)]
+        return float(np.corrcoef(*ranks)[0, 1])
+
+    both = rank_correlation(list(foretold.values()), list(map(measured, mixes)))
+    alone = rank_correlation(
+        list(foretold.values()), [results[name]["tiny"]["kl_mean"] for name in mixes]
+    )
+    print(
+        f"rank correlation over {len(mixes)} mixes: {both:.4f}, with models/tiny alone {alone:.4f}"
+    )
+    assert both > 0.98
+    assert alone > 0.98
+    ratios = [foretold[name] / measured(name) for name in mixes if name != "q8_0"]
+    assert 0.5 < min(ratios) < max(ratios) < 2
+
+
+def released_rows(outtype: str) -> list[MappedTensor]:
+    """Weights with the released model's rows, but few of them: a sliding and a full layer."""
+    preset = PRESETS["26b-a4b"]
+    config = dataclasses.replace(
+        preset, layers=preset.layers[4:6], vocab=preset.vocab // 15, experts=preset.experts
+    )
+    return [
+        MappedTensor(name, row.kind, RandomSource(name, shape, shape[-1] ** -0.5, 0))
+        for name, row, shape in _rows(config, make_policy(outtype))
+    ]
+
+
+@pytest.mark.parametrize("mix", ["iq4_xs_l", "q3_k_m", "q2_k"])
+def test_the_best_mix_is_at_least_as_good_as_a_named_one(mix: str) -> None:
+    tensors, policy = released_rows(mix), make_policy(mix)
+    size = sum(step.tensor.n_bytes for step in plan(tensors, policy))
+    found = plan_size(tensors, make_policy("auto"), size)
+    assert found.n_bytes <= size
+    assert found.divergence <= foretell(tensors, policy) * (1 + 1e-9)
 
 
 def test_the_hull_leaves_out_what_another_beats() -> None:

@@ -20,7 +20,7 @@ import dgemma
 from dgemma import _native
 from dgemma_convert import convert
 from support.checkpoints import CALM, Spec, make_checkpoint
-from support.engine import conversation, open_model
+from support.engine import conversation, open_model, random_tokens
 from support.gemma4_tokenizer import write_tokenizer
 from support.reference import load_gguf_as_reference, relative_rms
 
@@ -62,6 +62,38 @@ def test_the_dumper_of_gguf_shows_all(
         assert [t.name for t in tensors] == [t.name for t in file.tensors]
         assert all(f"| {name} = " in result.stdout for name in file.keys)
     assert all(result.stdout.count(f"| {t.name}\n") == 1 for t in tensors)
+
+
+@pytest.mark.parametrize("outtype", ["f32", "bf16", "iq4_xs_l", "q4_k_m", "q2_k", "nvfp4"])
+def test_a_file_survives_the_writer_of_gguf(
+    gguf_file: Callable[..., Path], tmp_path: Path, outtype: str
+) -> None:
+    """Read by GGUFReader, written by GGUFWriter: the same keys, tensors and logits."""
+    ours, again = gguf_file("wide", outtype), tmp_path / "again.gguf"
+    reader = gguf.GGUFReader(ours)
+    writer = gguf.GGUFWriter(again, "diffusion-gemma")
+    for key, field in reader.fields.items():
+        if not key.startswith("GGUF.") and key != "general.architecture":
+            kind, sub = field.types[0], field.types[-1] if len(field.types) > 1 else None
+            writer.add_key_value(key, field.contents(), kind, sub)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with _native.File(ours) as a, _native.File(again) as b:
+        assert dict(b.keys.items()) == dict(a.keys.items())
+        assert all(b.keys.type_of(name) == a.keys.type_of(name) for name in a.keys)
+        for one, other in zip(a.tensors, b.tensors, strict=True):
+            assert (one.name, one.shape, one.type) == (other.name, other.shape, other.type)
+            assert one.data.tobytes() == other.data.tobytes()
+    prompt, canvases = random_tokens("wide", 20, 1)
+    found = []
+    for path in (ours, again):
+        with open_model(path) as llm, llm.session() as session:
+            found.append(conversation(session, prompt, canvases))
+    np.testing.assert_array_equal(*found)
 
 
 # ---- Published files -----------------------------------------------------------------------------
