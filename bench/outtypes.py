@@ -33,6 +33,7 @@ from dgemma.evaluation.calibration import gather
 from dgemma.importance import save_importance
 from dgemma_convert import convert
 from dgemma_convert.policy import DEFAULT_MIX, MIXES
+from dgemma_convert.requantize import foretell_file
 from dgemma_convert.synth import preset_tensors
 
 REPOSITORY = Path(__file__).parents[1]
@@ -66,9 +67,10 @@ class Row:
     imatrix: bool = False
 
 
+WITH_IMATRIX = (DEFAULT_MIX, "q4_0", "q2_k")
 ROWS = {
     **{name: Row(name) for name in MIXES if name not in ("auto", "f32")},
-    **{f"{name} + imatrix": Row(name, imatrix=True) for name in (DEFAULT_MIX, "q4_0", "q2_k")},
+    **{f"{name} + imatrix": Row(name, imatrix=True) for name in WITH_IMATRIX},
     "iq4_xs, attention q8_0": Row("iq4_xs", ("attn_=q8_0",)),
     "iq4_xs, embedding q8_0": Row("iq4_xs", ("token_embd=q8_0",)),
     "iq4_xs, experts down q5_0": Row("iq4_xs", (r"ffn_down_exps\.weight=q5_0",)),
@@ -256,6 +258,31 @@ def group_table(results: dict[str, Any]) -> list[str]:
     return lines
 
 
+def foretold(results: dict[str, Any]) -> list[str]:
+    """Every mix as `quantize --target-size` foretells it from models/tiny, and as measured."""
+    lines = [
+        "| type | foretold | measured | tiny | random |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        exact = Path(folder) / "exact.gguf"
+        convert(TINY, exact, "f32", progress=False)
+        for name in measured_mixes(results):
+            tiny, wide = (results[name][judge]["kl_mean"] for judge in ("tiny", "random"))
+            found.append(
+                (foretell_file(exact, name), float(np.sqrt(tiny * wide)), tiny, wide, name)
+            )
+    for *values, name in sorted(found):
+        lines.append(f"| `{name}` | {' | '.join(f'{1e3 * value:.2f}' for value in values)} |")
+    return lines
+
+
+def measured_mixes(results: dict[str, Any]) -> list[str]:
+    """The mixes of blocks: what 16-bit floats lose is not foretold."""
+    return [name for name in MIXES if name in results and name not in ("f32", "f16", "bf16")]
+
+
 def size_plot(results: dict[str, Any]) -> str:
     names = [name for name in MIXES if name in results and full_bytes(ROWS[name]) < 3e10]
     return chart(
@@ -277,7 +304,11 @@ def write_docs(results: dict[str, Any]) -> None:
     """Replaces the tables of docs/mixes.md, and the plot."""
     page = DOCS / "mixes.md"
     text = page.read_text(encoding="utf-8")
-    for mark, lines in (("types", type_table(results)), ("groups", group_table(results))):
+    for mark, lines in (
+        ("types", type_table(results)),
+        ("groups", group_table(results)),
+        ("foretold", foretold(results)),
+    ):
         begin, end = f"<!-- {mark}: written by bench/outtypes.py -->\n", f"<!-- end {mark} -->"
         before, _, rest = text.partition(begin)
         _, found, after = rest.partition(end)

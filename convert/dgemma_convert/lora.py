@@ -199,10 +199,10 @@ class Adapter:
                 raise ConvertError(
                     f"{self.folder}: tensor {name} is not half of a LoRA pair: {lost} is missing"
                 )
-            for part in found.values():
-                if not np.isfinite(self.floats(part)).all():
+            for half in found.values():
+                if not np.isfinite(self.floats(half)).all():
                     raise ConvertError(
-                        f"{self.folder}: tensor {part.name} has values that are infinite or no "
+                        f"{self.folder}: tensor {half.name} has values that are infinite or no "
                         "numbers"
                     )
             pairs[module] = Pair(module, down, up, found.get("lora_magnitude_vector"))

@@ -64,6 +64,10 @@ MIXES = {
     "q4_k_m": _mix(Type.Q4_K, Type.Q6_K, LlamaFileType.MOSTLY_Q4_K_M),
     "q3_k_m": _mix(Type.Q3_K, Type.Q5_K, LlamaFileType.MOSTLY_Q3_K_M),
     "q2_k": _mix(Type.Q2_K, Type.Q4_K, LlamaFileType.MOSTLY_Q2_K),
+    # For cards of 12 GB: what is left of 11.5 GiB, and of 10.5, once the experts' down projections
+    # have the smallest type that fits their rows.
+    "iq3_xxs": _mix(Type.IQ3_XXS, Type.Q6_K, LlamaFileType.MOSTLY_IQ3_XXS),
+    "iq2_s": _mix(Type.IQ2_S, Type.Q6_K, LlamaFileType.MOSTLY_IQ2_S),
     "iq4_xs": _mix(Type.IQ4_XS, Type.Q6_K, LlamaFileType.MOSTLY_IQ4_XS),
     "iq4_xs_l": _mix(Type.IQ4_XS, Type.Q8_0, LlamaFileType.MOSTLY_IQ4_XS),
     # The plain types: one type throughout but for the embedding, whose error is the logits' own.
@@ -85,8 +89,6 @@ DEFAULT_MIX = "iq4_xs_l"
 # What to call a file most of whose weights are of a type.
 FILE_TYPES = {
     Type.IQ2_XS: LlamaFileType.MOSTLY_IQ2_XS,
-    Type.IQ2_S: LlamaFileType.MOSTLY_IQ2_S,
-    Type.IQ3_XXS: LlamaFileType.MOSTLY_IQ3_XXS,
     Type.IQ3_S: LlamaFileType.MOSTLY_IQ3_S,
     **{mix.default: mix.file_type for mix in MIXES.values() if mix.default is not None},
 }

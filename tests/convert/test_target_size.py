@@ -17,7 +17,7 @@ from dgemma_convert import ConvertError, convert, quantize
 from dgemma_convert.encode import plan
 from dgemma_convert.policy import MIXES, make_policy
 from dgemma_convert.requantize import foretell_file
-from dgemma_convert.synth import PRESETS, RandomSource, _rows
+from dgemma_convert.synth import PRESETS, RandomSource, _rows, preset_tensors
 from dgemma_convert.target_size import (
     SENSITIVITIES,
     Choice,
@@ -91,13 +91,19 @@ def released_rows(outtype: str) -> list[MappedTensor]:
     ]
 
 
-@pytest.mark.parametrize("mix", ["iq4_xs_l", "q3_k_m", "q2_k"])
+@pytest.mark.parametrize("mix", ["iq4_xs_l", "q3_k_m", "iq3_xxs", "iq2_s", "q2_k"])
 def test_the_best_mix_is_at_least_as_good_as_a_named_one(mix: str) -> None:
     tensors, policy = released_rows(mix), make_policy(mix)
     size = sum(step.tensor.n_bytes for step in plan(tensors, policy))
     found = plan_size(tensors, make_policy("auto"), size)
     assert found.n_bytes <= size
     assert found.divergence <= foretell(tensors, policy) * (1 + 1e-9)
+
+
+def test_the_named_mixes_for_cards_of_12_gb_fit() -> None:
+    for mix, gib in (("iq3_xxs", 11.5), ("iq2_s", 10.5)):
+        steps = preset_tensors("26b-a4b", mix)
+        assert 0.95 * gib * 2**30 < sum(step.tensor.n_bytes for step in steps) < gib * 2**30
 
 
 def test_the_hull_leaves_out_what_another_beats() -> None:

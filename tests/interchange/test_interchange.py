@@ -64,7 +64,7 @@ def test_the_dumper_of_gguf_shows_all(
     assert all(result.stdout.count(f"| {t.name}\n") == 1 for t in tensors)
 
 
-@pytest.mark.parametrize("outtype", ["f32", "bf16", "iq4_xs_l", "q4_k_m", "q2_k", "nvfp4"])
+@pytest.mark.parametrize("outtype", ["f32", "bf16", "iq4_xs_l", "q4_k_m", "q2_k", "nvfp4", "iq2_s"])
 def test_a_file_survives_the_writer_of_gguf(
     gguf_file: Callable[..., Path], tmp_path: Path, outtype: str
 ) -> None:
