@@ -71,6 +71,7 @@ with instrumented:
     from dgemma.server.dialects import messages as anthropic
     from dgemma.server.dialects import responses
     from dgemma.server.failures import BadRequestError
+    from dgemma.server.store import OwnPast, ResponseStore
     from dgemma.tokenizer import Tokenizer
     from dgemma.tools.answer import AnswerParser
     from dgemma.tools.declared import checked_tools, chosen_tools
@@ -205,12 +206,13 @@ def messages(data: bytes) -> None:
     json.dumps(once)
 
 
+PAST = OwnPast(ResponseStore(0), "")
 KINDS: tuple[tuple[type[schemas.Body], Callable[[dict[str, Any]], Any]], ...] = (
     (schemas.ChatRequest, lambda given: requests.chat_options(given, strict=False)),
     (schemas.CompletionRequest, lambda given: requests.completion_options(given, strict=True)),
     (
         schemas.ResponsesRequest,
-        lambda given: requests.chat_options(responses.chat_fields(given)[0], strict=False),
+        lambda given: requests.chat_options(responses.asked(given, PAST).fields, strict=False),
     ),
     (
         schemas.MessagesRequest,

@@ -22,6 +22,14 @@ def strict(tiny_gguf: Path) -> Iterator[httpx.Client]:
         yield http
 
 
+@pytest.mark.parametrize("path", ["/completion", "/v1/completions"])
+@pytest.mark.parametrize("odd", [-(2**63), 1, [1], {"a": 1}, True])
+def test_a_suffix_is_a_text(http: httpx.Client, path: str, odd: object) -> None:
+    answer = http.post(path, json={"prompt": "x", "suffix": odd, "max_tokens": 4})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "suffix"
+
+
 KNOBS: list[dict[str, Any]] = [
     {"top_p": 0.95},
     {"top_k": 40},
