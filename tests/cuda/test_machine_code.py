@@ -57,12 +57,13 @@ def main_loop(kernel: Any) -> float:
     return min(loop.per_matrix for loop in kernel.loops if loop.matrix == most)
 
 
-# Measured: 14.2, 13.4, 22.1, 14.0, 14.2; then 15.2, 24.6, 17.0. Types whose scales cover 16 columns
+# Measured: 14.0, 13.4, 22.1, 13.6, 14.2; then 14.7, 24.6, 17.0. Types whose scales cover 16 columns
 # have instructions of half the size.
 LIMITS = {
     "matmul": {"q4_0": 16, "q8_0": 15, "q4_k": 24, "q6_k": 16, "nvfp4": 16},
     "moe": {"q4_0": 18, "q4_k": 27, "nvfp4": 19},
 }
+ONE_TILE_LIMIT = 31  # of an expert with eight tokens or fewer, q4_0: 30.4
 
 
 @compiled
@@ -76,3 +77,5 @@ def test_main_loops_need_few_instructions_and_no_spills(source: str) -> None:
         assert loops, kind
         for kernel in loops:
             assert main_loop(kernel) <= limit, (kernel.name, kind)
+            if (source, kind) == ("moe", "q4_0"):
+                assert max(loop.per_matrix for loop in kernel.loops) <= ONE_TILE_LIMIT

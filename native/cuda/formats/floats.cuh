@@ -14,6 +14,7 @@ template <FloatKind kKind_> struct FloatFormat {
     static constexpr bool kNeedsSums = false;
     static constexpr FloatKind kKind = kKind_;
     static constexpr bool kNeedsRegisters = false;
+    static constexpr float kSumFactor = 1.0f;
     static constexpr int kTileCols = 16;
     static constexpr int kTileBytes = kKind == kFloat32 ? 1024 : 512;
     static constexpr int kHeaderBytes = 0;

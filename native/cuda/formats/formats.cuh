@@ -12,7 +12,8 @@
  *     F::Raw raw;      F::load(raw, tile, header, lane)            a tile's words as they are stored
  *     F::Weights w;    F::decode(w, raw, block)                    16 rows of block 0 or 1
  *     F::Tokens x;     F::load(x, chunks, scales, sums, block, lane)    of eight tokens, in shared memory
- *     F::multiply(acc, w, x)     acc (16 rows, 8 tokens) += w · x; acc[2·half + i]: row g + 8·half, token 2·t + i */
+ *     F::multiply(acc, w, x)     acc (16 rows, 8 tokens) += w · x / F::kSumFactor; acc[2·half + i]: row g + 8·half,
+ * token 2·t + i */
 #ifndef DG_CUDA_FORMATS_CUH
 #define DG_CUDA_FORMATS_CUH
 

@@ -37,6 +37,7 @@ struct NativeFp4Format {
     static constexpr ActivationKind kActivations = kFp4Terms;
     static constexpr bool kNeedsSums = false;
     static constexpr bool kNeedsRegisters = false;
+    static constexpr float kSumFactor = 1.0f;
     static constexpr int kTileCols = 64;
     static constexpr int kScaleOffset = 512;
     static constexpr int kTileBytes = 576;

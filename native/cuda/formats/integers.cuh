@@ -64,7 +64,7 @@ template <Codes kCodes, int kGroup, bool kMinimum, bool kSuper> struct IntegerFo
         uint32_t factors, minimum_factors; /* kSuper: two float16 */
     };
 
-    /* Of a block. `minus_zero` is what a sum's starting value adds, see multiply. */
+    /* Of a block, but for kSumFactor. `minus_zero` is what a sum's starting value adds, see multiply. */
     struct Weights {
         uint32_t a[4];
         float scale[kBlockGroups][2]; /* group, half */
@@ -90,13 +90,15 @@ template <Codes kCodes, int kGroup, bool kMinimum, bool kSuper> struct IntegerFo
         return __byte_perm(lower, upper, 0x3210 | (nibbles & 0x8888) >> 1);
     }
 
-    /* What a code has been multiplied by in Weights.a, where its sign stands at the top of a byte; undone through the
-     * scale. */
+    /* What a code must be multiplied by, as it stands in Weights.a: with its sign at the top of a byte. */
     static constexpr float kCodeFactor = kCodes == kSignedNibble     ? 1.0f / 16
                                          : kCodes == kThreeBits      ? 1.0f / 32
                                          : kCodes == kSignedFiveBits ? 1.0f / 8
                                          : kCodes == kSixBits        ? 1.0f / 4
                                                                      : 1.0f;
+    /* What sums must be multiplied by, once: a power of two, the same for all. E2M1 is doubled in the table. */
+    static constexpr float kSumFactor = kCodes == kTableE2m1 ? 0.5f : kCodeFactor;
+    static_assert(kSumFactor == 1.0f || !kMinimum, "minima are added to the sums");
 
     static __device__ __forceinline__ void load(Raw &r, const char *tile, const char *header, int lane) {
         const int g = lane / 4;
@@ -158,7 +160,7 @@ template <Codes kCodes, int kGroup, bool kMinimum, bool kSuper> struct IntegerFo
             const uint32_t byte = words[i / 4] >> i % 4 * 8 & 0xff;
             return factor * (is_signed ? signed_byte(byte) : unsigned_byte(byte));
         } else if constexpr (kCodes == kTableE2m1) {
-            return 0.5f * e4m3_value(words[i / 4] >> i % 4 * 8 & 0x7f); /* E2M1 is doubled in the table */
+            return e4m3_value(words[i / 4] >> i % 4 * 8 & 0x7f);
         } else {
             return half_to_float((uint16_t)(words[i / 2] >> i % 2 * 16));
         }
@@ -227,8 +229,7 @@ template <Codes kCodes, int kGroup, bool kMinimum, bool kSuper> struct IntegerFo
             for (int half = 0; half < 2; half++) {
 #pragma unroll
                 for (int group = 0; group < kBlockGroups; group++) {
-                    float scale =
-                        stored(r.scales, block * kBlockGroups + group, half, row_factor(r.factors, half)) * kCodeFactor;
+                    float scale = stored(r.scales, block * kBlockGroups + group, half, row_factor(r.factors, half));
                     out.scale[group][half] = scale;
                     out.minus_zero[group][half] = scale * -kZeroValue;
                 }
@@ -297,7 +298,7 @@ template <Codes kCodes, int kGroup, bool kMinimum, bool kSuper> struct IntegerFo
                 for (int i = 0; i < 4; i++) {
                     const int half = word % 2, h = word / 2;
                     float value = (float)(int8_t)(w.a[word] >> 8 * i) *
-                                  w.scale[kCodes == kTwoBits ? 0 : h * kBlockGroups / 2][half];
+                                  (w.scale[kCodes == kTwoBits ? 0 : h * kBlockGroups / 2][half] * kSumFactor);
                     if constexpr (kCodes == kTwoBits)
                         value += (float)(w.m[word] & 15) * w.minimum[half];
                     else if constexpr (kMinimum)

@@ -256,8 +256,15 @@ template <class F, int kRowTiles, int kTokenTiles, int kRowWarps, int kTokenWarp
 #pragma unroll
                 for (int i = 0; i < 4; i++) acc[m][n][i] = 0;
         auto loop_of = [&](auto tiles, auto all_tokens) {
-            loop<decltype(tiles)::value, decltype(all_tokens)::value>(acc, x, k_tiles, first, last, n_tokens, tile_of,
-                                                                      row_of);
+            constexpr int kTiles = decltype(tiles)::value;
+            loop<kTiles, decltype(all_tokens)::value>(acc, x, k_tiles, first, last, n_tokens, tile_of, row_of);
+            if constexpr (F::kSumFactor != 1.0f)
+#pragma unroll
+                for (int m = 0; m < kRowTiles; m++)
+#pragma unroll
+                    for (int n = 0; n < kTiles; n++)
+#pragma unroll
+                        for (int i = 0; i < 4; i++) acc[m][n][i] *= F::kSumFactor;
         };
         if constexpr (kTokenTiles == 1) {
             loop_of(Constant<1>(), Constant<1>());
