@@ -19,6 +19,7 @@ import json
 import os
 import random
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -96,7 +97,16 @@ class Target:
     is_json: bool = True
 
 
-_folder = tempfile.TemporaryDirectory(dir=SHM if os.access(SHM, os.W_OK) else None)
+def own_folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder in memory; those of runs that ended as libFuzzer ends, without a word, are removed."""
+    base = SHM if os.access(SHM, os.W_OK) else Path(tempfile.gettempdir())
+    for old in base.glob("fuzz-python-*-*"):
+        if not Path("/proc", old.name.split("-")[2]).exists():
+            shutil.rmtree(old, ignore_errors=True)
+    return tempfile.TemporaryDirectory(dir=base, prefix=f"fuzz-python-{os.getpid()}-")
+
+
+_folder = own_folder()
 FOLDER = Path(_folder.name)
 
 
