@@ -31,6 +31,7 @@ def options() -> list[tuple[str, str]]:
         for name, command in commands().items()
         for action in command._actions
         if action.option_strings and action.nargs != 0
+        and (name, action.dest) != ("synth", "outfile")  # which it would write, of full size
     ]  # fmt: skip
 
 
