@@ -14,7 +14,7 @@ from pathlib import Path
 
 # A fresh float16 that is stored byte by byte: ptxas 13.0 converts the number in place of its byte.
 FORBIDDEN = "F2I.U8.F16"
-MATRIX = re.compile(r"[IHO]MMA\.|QMMA\.")
+MATRIX = re.compile(r"[IHO]MMA\.|QMMA\.|HGMMA\.")
 LINE = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9._]*)([^;]*);")
 
 

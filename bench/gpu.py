@@ -35,7 +35,16 @@ from typing import Any
 import gpu_more
 import numpy as np
 import random_gguf
-from gpu_report import commit, device_name, earlier_result, kernels, table, to_paste
+from gpu_report import (
+    HOPPER,
+    commit,
+    device_name,
+    earlier_result,
+    has_own_kernels,
+    kernels,
+    table,
+    to_paste,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STAGES = ("build", "limits", "agree", "time", "contexts", "profile", "nsight", "types",
@@ -201,22 +210,28 @@ def limits(run: Run) -> dict[str, Any]:
 
 
 def agree(run: Run) -> dict[str, Any]:
-    """Logits of small models in each type, on the GPU and on the CPU."""
+    """Logits of small models in each type, on the GPU and on the CPU; where the GPU has kernels of
+    its own, with those off and on."""
     found: dict[str, Any] = {}
     wrong = []
+    switches = {"cuda": {HOPPER: "0"}, **({"hopper": {HOPPER: "1"}} if has_own_kernels() else {})}
     for kind in run.args.types:
         path = run.folder / f"small-{kind}.gguf"
         random_gguf.write("small", kind, path, embedding=kind if kind != "nvfp4" else "q8_0")
         logits = {}
-        for backend in ("cpu", "cuda"):
-            out = run.folder / f"small-{backend}.f32"
-            run.run_steps("answer", path, backend, out, "3", timeout=120)
+        for path_name, env in {"cpu": {}, **switches}.items():
+            out = run.folder / f"small-{path_name}.f32"
+            backend = "cpu" if path_name == "cpu" else "cuda"
+            run.run_steps("answer", path, backend, out, "3", timeout=120, **env)
             shape = (-1, random_gguf.PRESETS["small"].vocab)
-            logits[backend] = np.fromfile(out, np.float32).reshape(shape)
-        found[kind] = entry = compare(logits["cuda"], logits["cpu"])
-        entry["ok"] = entry["error"] < (FLOAT_LIMIT if kind in FLOAT_TYPES else BLOCK_LIMIT)
-        if not entry["ok"]:
-            wrong.append(f"{kind}: {entry['error']:.3g}")
+            logits[path_name] = np.fromfile(out, np.float32).reshape(shape)
+        for path_name in switches:
+            name = kind if path_name == "cuda" else f"{kind}, {path_name}"
+            found[name] = entry = compare(logits[path_name], logits["cpu"])
+            exact = kind in FLOAT_TYPES and path_name == "cuda"
+            entry["ok"] = entry["error"] < (FLOAT_LIMIT if exact else BLOCK_LIMIT)
+            if not entry["ok"]:
+                wrong.append(f"{name}: {entry['error']:.3g}")
         run.found["agree"] = found
     if wrong:
         raise StageError(f"too far from the CPU: {', '.join(wrong)}")

@@ -92,6 +92,7 @@ dg_status create(const dg_backend_params *params, dg_backend **out, dg_error *er
         return allocation_failure(e, bytes, error);
     }
     dg_cuda_lay_out_scratch(params, b->queue.n_multiprocessors, b->memory, &b->scratch);
+    b->queue.hopper = b->device->hopper && b->scratch.x.halves != nullptr;
     dg_cuda_lay_out_canvas(n_canvas, b->pinned, &b->host.canvas);
     b->host.ids = (int32_t *)(b->pinned + canvas_bytes);
     *out = b;

@@ -14,6 +14,7 @@ extern "C" {
 struct Queue {
     cudaStream_t stream;
     int n_multiprocessors;
+    bool hopper; /* dense products are those of hopper/ */
 };
 
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -43,6 +44,11 @@ static __device__ __forceinline__ float partial_sum(const Partials &p, int row, 
     float sum = *value;
     for (int s = 1; s < p.n_splits; s++) sum += value[(int64_t)s * p.n * p.n_columns];
     return sum;
+}
+
+/* What a dense product by such weights takes. */
+static inline ActivationKind dense_activations(const Queue &queue, const DeviceWeight &w) {
+    return queue.hopper ? kHalves : packed_shape(w.type, w.n_rows, w.n_cols).activations;
 }
 
 /* out = x (n, n_cols) · weightsᵀ, for up to three weights whose results stand side by side. `x` must hold the kind of
@@ -87,9 +93,9 @@ static inline Rows split_rows(const Partials &splits) {
 
 /* One way of preparing rows for products. */
 struct PrepareTarget {
-    const float *weight; /* (n_cols) of the norm, or NULL */
-    float gain;          /* further factor of all */
-    bool wanted[3];      /* by ActivationKind: which to write */
+    const float *weight;           /* (n_cols) of the norm, or NULL */
+    float gain;                    /* further factor of all */
+    bool wanted[kActivationKinds]; /* which to write */
     Activations x;
 };
 

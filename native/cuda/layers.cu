@@ -6,19 +6,17 @@
 
 namespace {
 
-ActivationKind activations_of(const DeviceWeight &w) { return packed_shape(w.type, w.n_rows, w.n_cols).activations; }
-
-/* Activations of rms(x) · norm in the kind that the kernels of experts, router and head take with the weight. */
+/* Activations of rms(x) · norm in the kind that the kernels of experts and router take with the weight. */
 PrepareTarget target_for(const Activations &x, const float *norm, const DeviceWeight &weight) {
     PrepareTarget t = {norm, 1.0f, {}, x};
-    t.wanted[activations_of(weight)] = true;
+    t.wanted[packed_shape(weight.type, weight.n_rows, weight.n_cols).activations] = true;
     return t;
 }
 
-/* The same in the kinds that dense products by the weights take. */
+/* The same in the kinds that dense products by the weights, or the head, take. */
 PrepareTarget dense_target_for(const dg_backend *b, const float *norm, const DeviceWeight *weights, int n_weights) {
     PrepareTarget t = {norm, 1.0f, {}, b->scratch.x};
-    for (int i = 0; i < n_weights; i++) t.wanted[activations_of(weights[i])] = true;
+    for (int i = 0; i < n_weights; i++) t.wanted[dense_activations(b->queue, weights[i])] = true;
     return t;
 }
 
@@ -41,10 +39,10 @@ Preparation prepare_next(dg_backend *b, const float *x, const PrepareTarget &tar
 Preparation prepare_layer(dg_backend *b, const float *x, int32_t index) {
     const dg_model *model = b->model;
     if (index == model->n_layers && b->device->weight(model->token_embd).tiles == nullptr) return {};
-    if (index == model->n_layers)
-        return prepare_next(
-            b, x,
-            target_for(b->scratch.x, b->device->vector(model->output_norm), b->device->weight(model->token_embd)));
+    if (index == model->n_layers) {
+        const DeviceWeight embedding = b->device->weight(model->token_embd);
+        return prepare_next(b, x, dense_target_for(b, b->device->vector(model->output_norm), &embedding, 1));
+    }
     const dg_layer *layer = &model->layers[index];
     if (b->device->weight(layer->attn_k).tiles == nullptr) return {}; /* it is not on this device */
     DeviceWeight weights[3];
@@ -109,7 +107,8 @@ void mlp(dg_backend *b, const dg_mlp *m, const float *x, int32_t n, float *out) 
     b->held.complete(b->queue);
     if (!b->held.dense.is(x, device.vector(m->norm))) prepare_now(b, x, n, prepare_mlp(b, x, m));
     b->held.dense = {nullptr, nullptr};
-    prepare_gated(b->queue, product(b, gate_up, 2, n, true), (int)m->gate.n_rows, activations_of(down), b->scratch.x);
+    prepare_gated(b->queue, product(b, gate_up, 2, n, true), (int)m->gate.n_rows, dense_activations(b->queue, down),
+                  b->scratch.x);
     b->held.hold(Held::kDense, out, split_rows(product(b, &down, 1, n, true)), n, b->model->n_embd);
     note_failure(b, "mlp");
 }

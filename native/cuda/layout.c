@@ -1,6 +1,7 @@
 #include "cuda/layout.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/error.h"
 
@@ -156,8 +157,13 @@ static void share(carving *c, uint64_t place, uint64_t *end) {
 
 /* Kinds of activations (formats.cuh) that some weights need. */
 typedef struct kinds {
-    bool int8, terms, floats;
+    bool int8, terms, floats, halves;
 } kinds;
+
+bool dg_cuda_hopper_wanted(void) {
+    const char *wanted = getenv("DGEMMA_CUDA_HOPPER");
+    return wanted != NULL && strcmp(wanted, "1") == 0;
+}
 
 static void need(kinds *k, const dg_weight *w) {
     if (w->data == NULL) return;
@@ -187,6 +193,10 @@ static dg_cuda_activations carve_activations(carving *c, kinds wanted, int64_t n
         x.terms = carve(c, n_rows * k_tiles * 64, 1);
         x.term_scales = carve(c, n_rows * k_tiles * 2, sizeof(uint32_t));
         x.term_multipliers = carve_floats(c, n_rows);
+    }
+    if (wanted.halves) {
+        x.halves = carve(c, n_rows * k_tiles * 64, sizeof(uint16_t));
+        x.half_multipliers = carve_floats(c, n_rows);
     }
     return x;
 }
@@ -255,7 +265,7 @@ uint64_t dg_cuda_lay_out_scratch(const dg_backend_params *params, int32_t n_mult
                                  dg_cuda_scratch *s) {
     const dg_model *model = params->model;
     const int64_t rows = params->max_rows;
-    kinds x = {0}, gate = {0}, hidden = {0};
+    kinds x = {.halves = dg_cuda_hopper_wanted()}, gate = {0}, hidden = {0};
     int64_t heads = 0, qkv = 0, attention = 0;
     bool experts = false;
     if (params->place == 0) {
@@ -282,7 +292,9 @@ uint64_t dg_cuda_lay_out_scratch(const dg_backend_params *params, int32_t n_mult
     }
     const int64_t results = max_i64(max_i64(qkv, model->n_embd), 2 * model->n_ff);
     /* Where a product is split over columns, the blocks never exceed two waves; see matmul.cu. */
-    const int64_t split = (int64_t)2 * n_multiprocessors * DG_CUDA_PRODUCT_ROWS * DG_CUDA_PRODUCT_TOKENS;
+    const int64_t common = DG_CUDA_PRODUCT_ROWS * DG_CUDA_PRODUCT_TOKENS;
+    const int64_t block = x.halves ? DG_CUDA_HOPPER_ROWS * DG_CUDA_HOPPER_TOKENS : common;
+    const int64_t split = 2 * n_multiprocessors * block;
     const int64_t logits = rows * model->n_experts;
 
     carving c = {base, 0};
@@ -296,8 +308,7 @@ uint64_t dg_cuda_lay_out_scratch(const dg_backend_params *params, int32_t n_mult
     uint64_t end = place;
     s->products.partials_floats = max_i64(rows * results, split);
     s->products.partials = carve_floats(&c, s->products.partials_floats);
-    const int64_t kept_split = (int64_t)2 * n_multiprocessors * DG_CUDA_PRODUCT_ROWS * DG_CUDA_PRODUCT_TOKENS;
-    s->products.kept_floats = max_i64(rows * max_i64(model->n_embd, 2 * model->n_ff), kept_split);
+    s->products.kept_floats = max_i64(rows * max_i64(model->n_embd, 2 * model->n_ff), split);
     share(&c, place, &end);
     s->attention.partials_floats = attention;
     s->attention.partials = carve_floats(&c, attention);

@@ -16,7 +16,9 @@ enum {
     DG_CUDA_TILE_ROWS = 16,    /* of a weight tile */
     DG_CUDA_PRODUCT_ROWS = 64, /* of a block of a dense product: matmul.cuh */
     DG_CUDA_PRODUCT_TOKENS = 128,
-    DG_CUDA_PRODUCT_SPLITS = 8,       /* most shares of the columns, of a dense product */
+    DG_CUDA_PRODUCT_SPLITS = 8, /* most shares of the columns, of a dense product */
+    DG_CUDA_HOPPER_ROWS = 128,  /* of a block of a dense product: hopper/product.cuh */
+    DG_CUDA_HOPPER_TOKENS = 256,
     DG_CUDA_ATTENTION_PARTIALS = 2,   /* shares of the keys, of whose results all rows' fit into the scratch */
     DG_CUDA_WORK_TOKENS = 32,         /* of a block of an expert's product */
     DG_CUDA_MAX_LOOKS = 32,           /* vocabulary blocks that a narrow distribution may lie in */
@@ -111,6 +113,8 @@ typedef struct dg_cuda_activations {
     uint8_t *terms;          /* (n, k_tiles, 2, 32) */
     uint32_t *term_scales;   /* (n, k_tiles, 2) */
     float *term_multipliers; /* (n) what a row's products are to be multiplied by */
+    uint16_t *halves;        /* (n, k_tiles, 64) float16, where dg_cuda_hopper_wanted */
+    float *half_multipliers; /* (n) as term_multipliers: a power of two */
 } dg_cuda_activations;
 
 typedef struct dg_cuda_moe_scratch {
@@ -180,6 +184,10 @@ typedef struct dg_cuda_scratch {
     } experts;
     dg_cuda_head_scratch head;
 } dg_cuda_scratch;
+
+/* Whether the environment variable DGEMMA_CUDA_HOPPER is 1: GPUs of compute capability 9.0 shall use kernels of their
+ * own (hopper/), and scratch is laid out for them. */
+bool dg_cuda_hopper_wanted(void);
 
 /* Divides the memory at `base` among the fields of `scratch`, as far as params->place needs them; with base NULL it
  * only counts. Returns the bytes in all. More multiprocessors may need more: products are split over more blocks. */

@@ -2,6 +2,8 @@
  * there into the tiles of formats.cuh. */
 #include "cuda/weights.cuh"
 
+#include "cuda/hopper/hopper.cuh"
+
 #include <algorithm>
 #include <new>
 #include <vector>
@@ -232,6 +234,7 @@ dg_status load_one(dg_model *model, const Plan &plan, DeviceModel *device, Progr
     if (e == cudaSuccess) e = cudaMemGetInfo(&free_bytes, &total_bytes);
     if (e == cudaSuccess) {
         device->n_multiprocessors = properties.multiProcessorCount;
+        device->hopper = hopper_available(properties);
         e = cudaMalloc((void **)&device->arena, plan.bytes);
     }
     if (e == cudaSuccess) e = staging.create();

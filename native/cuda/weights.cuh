@@ -13,6 +13,7 @@ struct DeviceModel {
     const float *frequencies = nullptr; /* (n_layers, frequency_stride) of the rotation */
     int frequency_stride = 0;
     int n_multiprocessors = 0;
+    bool hopper = false; /* hopper_available */
 
     struct Place {
         const char *address; /* in the arena */

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 import dgemma
-from support.engine import open_model, random_tokens
+from support.engine import open_model
+from support.logits import canvas_logits, median_error
 
 emulated = pytest.mark.skipif("DGEMMA_TEST_CUDA" in os.environ, reason="steers the emulated device")
 
@@ -24,18 +24,6 @@ emulated = pytest.mark.skipif("DGEMMA_TEST_CUDA" in os.environ, reason="steers t
 def thorough(*values: Any) -> Any:
     """A case that `make test` leaves to `make test-cuda`: emulation is slow."""
     return pytest.param(*values, marks=pytest.mark.thorough)
-
-
-def canvas_logits(model: Any, name: str, n_prompt: int = 37) -> NDArray[np.float32]:
-    """Logits of a canvas, of a second step conditioned on it, and of one after committing it."""
-    prompt, canvases = random_tokens(name, n_prompt, n_canvases=1)
-    session = model.session()
-    session.prefill(prompt)
-    first = np.asarray(session.canvas_logits(canvases[0]))
-    second = np.asarray(session.canvas_logits(canvases[0][::-1], first / np.float32(0.6)))
-    session.prefill(canvases[0])
-    third = np.asarray(session.canvas_logits(canvases[0]))
-    return np.array([first, second, third])
 
 
 @pytest.mark.parametrize(
@@ -59,13 +47,6 @@ def test_16_bit_weights_agree_with_the_cpu(
     expected = canvas_logits(open_model(path, n_ctx=256), "small")
     actual = canvas_logits(cuda(path), "small")
     assert np.abs(actual - expected).max() < 2e-3 * np.abs(expected).max()
-
-
-def median_error(actual: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
-    """Error of a position's logits as a share of their spread; the median leaves out positions
-    whose experts a rounding has exchanged."""
-    error = np.sqrt(np.square(actual - expected).mean(-1))
-    return float(np.median(error / expected.std(-1)))
 
 
 @pytest.mark.parametrize(

@@ -45,14 +45,19 @@ using HeadScratch = dg_cuda_head_scratch;
 enum ActivationKind {
     kInt8, /* int8 with a scale for each 32 columns: byte 8·t + 4·h + i of block b is column 32·b + 16·h + 4·t + i */
     kFp4Terms, /* see format_fp4.cuh */
-    kFloats    /* float32, tiles of 16 columns: float 2·t + h of block b is column 8·b + 4·h + t */
+    kFloats,   /* float32, tiles of 16 columns: float 2·t + h of block b is column 8·b + 4·h + t */
+    kHalves    /* float16 times a power of two for the row, 64 columns a stage: half_position (hopper/) */
 };
+constexpr int kActivationKinds = 4;
 
 static __device__ __forceinline__ int code_position(int column) {
     return column / 32 * 32 + column % 16 / 4 * 8 + column % 32 / 16 * 4 + column % 4;
 }
 static __device__ __forceinline__ int value_position(int column) {
     return column / 8 * 8 + column % 4 * 2 + column % 8 / 4;
+}
+static __device__ __forceinline__ int half_position(int column) {
+    return column / 16 * 16 + column % 2 * 8 + column % 16 / 4 * 2 + column % 4 / 2;
 }
 
 /* Where tile k of a row of tiles stands, and the header that belongs to it. */

@@ -6,6 +6,8 @@
  * are then looked at again: the draw's, and those that make up the soft embedding but for the mass that may be dropped.
  * Where that takes more than kMaxLooks blocks, soften.cu takes all. */
 #include "cuda/kernels/head.cuh"
+
+#include "cuda/hopper/hopper.cuh"
 #include "cuda/kernels/reduce.cuh"
 
 namespace {
@@ -217,23 +219,12 @@ template <class F> __device__ float *look(const HeadParams &p, int token, int vo
     return weights;
 }
 
-/* A block for each position: the first token of its vocabulary block at which the running sum exceeds the remainder. */
+/* A block for each position. */
 template <class F> __global__ void __launch_bounds__(LookProduct<F>::kThreads, 8) candidate_kernel(HeadParams p) {
     KernelOrder launch_order;
     const int token = (int)blockIdx.x;
-    const int vocab_block = p.scratch.rows[token].vocab_block;
-    const float *weights = look<F>(p, token, vocab_block);
-    if (threadIdx.x != 0) return;
-    const float remainder = p.scratch.rows[token].remainder;
-    double sum = 0;
-    int chosen = 0; /* rounding may leave the sum short of the remainder: then the last token that has any weight */
-    for (int i = 0; i < kVocabularyBlock; i++) {
-        if (!(weights[i] > 0)) continue;
-        chosen = i;
-        sum += weights[i];
-        if (sum > remainder) break;
-    }
-    p.canvas.candidates[token] = min(vocab_block * kVocabularyBlock + chosen, p.n_vocab - 1);
+    const float *weights = look<F>(p, token, p.scratch.rows[token].vocab_block);
+    if (threadIdx.x == 0) choose_candidate(p, token, weights);
 }
 
 /* A block for each position and look. */
@@ -243,8 +234,7 @@ template <class F> __global__ void __launch_bounds__(LookProduct<F>::kThreads, 8
     const HeadRow &row = p.scratch.rows[token];
     if (i >= row.n_looks) return;
     const float *weights = look<F>(p, token, row.looks[i]);
-    p.scratch.look_weights[((int64_t)token * kMaxLooks + i) * kVocabularyBlock + threadIdx.x] =
-        weights[threadIdx.x] / row.denominator;
+    keep_look(p, token, i, weights);
 }
 
 constexpr int kGatherThreads = 192;
@@ -308,18 +298,27 @@ void sample_head(const Queue &queue, const HeadTask &task) {
     with_format(task.embedding.type, [&](auto format) {
         using F = decltype(format);
         dim3 grid((unsigned)ceil_div(task.n, DenseProduct<F>::kBlockTokens), (unsigned)n_vocab_blocks);
-        launch(statistics_kernel<F>, grid, dim3(DenseProduct<F>::kThreads), DenseProduct<F>::kSharedBytes, queue.stream,
-               p);
+        if (queue.hopper)
+            hopper_statistics(queue, task);
+        else
+            launch(statistics_kernel<F>, grid, dim3(DenseProduct<F>::kThreads), DenseProduct<F>::kSharedBytes,
+                   queue.stream, p);
         size_t bytes = kDrawThreads * (2 * sizeof(double) + sizeof(int) + sizeof(float)) +
                        (size_t)(32 + n_vocab_blocks) * sizeof(float);
         launch(draw_kernel, dim3(n), dim3(kDrawThreads), bytes, queue.stream, p, n_vocab_blocks, task.soft != nullptr);
         using L = LookProduct<F>;
         static_assert(L::kThreads == kVocabularyBlock && L::kSharedBytes >= kVocabularyBlock * 4, "");
-        launch(candidate_kernel<F>, dim3(n), dim3(L::kThreads), L::kSharedBytes, queue.stream, p);
+        if (queue.hopper)
+            hopper_candidates(queue, task);
+        else
+            launch(candidate_kernel<F>, dim3(n), dim3(L::kThreads), L::kSharedBytes, queue.stream, p);
         if (task.soft == nullptr) return;
         if (p.bound > 0) {
             const int n_embd = task.model->n_embd;
-            launch(look_kernel<F>, dim3(n, kMaxLooks), dim3(L::kThreads), L::kSharedBytes, queue.stream, p);
+            if (queue.hopper)
+                hopper_looks(queue, task);
+            else
+                launch(look_kernel<F>, dim3(n, kMaxLooks), dim3(L::kThreads), L::kSharedBytes, queue.stream, p);
             launch(gather_kernel<F>, dim3(n), dim3(kGatherThreads), 0, queue.stream, p, n_embd, sqrtf((float)n_embd),
                    task.soft);
         }
@@ -328,6 +327,7 @@ void sample_head(const Queue &queue, const HeadTask &task) {
 }
 
 void chunk_logits(const Queue &queue, const HeadTask &task, int64_t first, int count) {
+    if (queue.hopper) return hopper_logits(queue, task, first, count);
     HeadParams p = head_params(task);
     p.temperature = nullptr;
     with_format(task.embedding.type, [&](auto format) {

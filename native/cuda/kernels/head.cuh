@@ -38,6 +38,43 @@ static __device__ __forceinline__ void head_logits(typename P::Accumulators &z, 
     });
 }
 
+/* ---- Second looks: weights exp(z − maximum) of a vocabulary block, in shared memory (kVocabularyBlock) ----------- */
+
+/* The first token of its vocabulary block at which the running sum exceeds the remainder. One thread. */
+static __device__ __forceinline__ void choose_candidate(const HeadParams &p, int position, const float *weights) {
+    const HeadRow &row = p.scratch.rows[position];
+    double sum = 0;
+    int chosen = 0; /* rounding may leave the sum short of the remainder: then the last token that has any weight */
+    for (int i = 0; i < kVocabularyBlock; i++) {
+        if (!(weights[i] > 0)) continue;
+        chosen = i;
+        sum += weights[i];
+        if (sum > row.remainder) break;
+    }
+    p.canvas.candidates[position] = min(row.vocab_block * kVocabularyBlock + chosen, p.n_vocab - 1);
+}
+
+/* Keeps look i's probabilities. The first kVocabularyBlock threads. */
+static __device__ __forceinline__ void keep_look(const HeadParams &p, int position, int i, const float *weights) {
+    p.scratch.look_weights[((int64_t)position * kMaxLooks + i) * kVocabularyBlock + threadIdx.x] =
+        weights[threadIdx.x] / p.scratch.rows[position].denominator;
+}
+
+/* ---- Weights of the dense soft embedding ------------------------------------------------------------------------ */
+
+constexpr float kWeightScale = 16384.0f;
+
+template <class F> constexpr int kTerms = F::kActivations == kFloats ? 2 : 1;
+
+/* Tokens of the vocabulary in a chunk: with two terms, half as many fit. */
+template <class F> constexpr int kChunk = kVocabularyChunk / kTerms<F>;
+
+/* Term i of a value: what float16 leaves of it after i terms. */
+static __device__ __forceinline__ uint16_t term(float value, int i) {
+    const uint16_t first = float_to_half(value);
+    return i == 0 ? first : float_to_half(value - half_to_float(first));
+}
+
 static inline HeadParams head_params(const HeadTask &task) {
     const DeviceWeight &e = task.embedding;
     PackedShape shape = packed_shape(e.type, e.n_rows, e.n_cols);

@@ -2,6 +2,7 @@
 #include "cuda/kernels/matmul.cuh"
 
 #include "cuda/device.cuh"
+#include "cuda/hopper/hopper.cuh"
 
 namespace {
 
@@ -123,6 +124,7 @@ void multiply(const Queue &queue, const DeviceWeight *weights, int n_weights, co
 
 void matmul(const Queue &queue, const DeviceWeight *weights, int n_weights, const Activations &x, int n,
             Partials *out) {
+    if (queue.hopper) return hopper_matmul(queue, weights, n_weights, x, n, out);
     multiply(queue, weights, n_weights, x, n, false, out);
 }
 

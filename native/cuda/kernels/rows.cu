@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(kMaxRowThreads)
     KernelOrder launch_order;
     float *shared = shared_memory<float>(); /* (32) */
     const int row = (int)blockIdx.x;
-    const bool wanted[3] = {kind == kInt8, kind == kFp4Terms, kind == kFloats};
+    const bool wanted[kActivationKinds] = {kind == kInt8, kind == kFp4Terms, kind == kFloats, kind == kHalves};
     const Row gate = load_partials(gate_up, row, 0, n_ff), up = load_partials(gate_up, row, n_ff, n_ff);
     const Row hidden = combine_rows(gate, up, [](float g, float u) { return gelu_tanh(g) * u; });
     write_activations(x, wanted, row, n_ff, hidden, shared);

@@ -212,17 +212,38 @@ static __device__ __forceinline__ void write_values(const Activations &x, int64_
         store4(x.values + row * n_cols + column, odd ? make_float4(a, v.z, b, v.w) : make_float4(v.x, a, v.y, b));
 }
 
+/* Four columns as float16. */
+static __device__ __forceinline__ void write_halves(const Activations &x, int64_t row, int column, int64_t k_tiles,
+                                                    float4 v, bool inside) {
+    if (!inside) return;
+    uint32_t *const to = reinterpret_cast<uint32_t *>(x.halves + row * k_tiles * 64 + half_position(column));
+    to[0] = (uint32_t)float_to_half(v.x) | (uint32_t)float_to_half(v.z) << 16;
+    to[4] = (uint32_t)float_to_half(v.y) | (uint32_t)float_to_half(v.w) << 16;
+}
+
+/* The power of two that brings `largest` between 2^14 and 2^15, so that no value of the row is too large for float16,
+ * and only what is 2^28 times smaller loses bits. */
+static __device__ __forceinline__ float half_gain(float largest) {
+    const int exponent = (int)(__float_as_uint(largest) >> 23);
+    return __uint_as_float((uint32_t)min(127 + 14 + 127 - exponent, 253) << 23); /* 253: 1 / gain is no subnormal */
+}
+
 constexpr float kLargestTerm = 448 * 6; /* what a row is scaled to */
 
 /* A row in every kind that is wanted. Zeros fill it up to a whole weight tile. */
-static __device__ __forceinline__ void write_activations(const Activations &x, const bool (&wanted)[3], int64_t row,
-                                                         int n_cols, const Row &values, float *shared) {
+static __device__ __forceinline__ void write_activations(const Activations &x, const bool (&wanted)[kActivationKinds],
+                                                         int64_t row, int n_cols, const Row &values, float *shared) {
     const int64_t k_tiles = (n_cols + 63) / 64;
     float multiplier = 0;
     if (wanted[kFp4Terms]) {
         const float largest = row_largest(values, shared);
         multiplier = largest > 0 ? kLargestTerm / largest : 0.0f;
         if (threadIdx.x == 0) x.term_multipliers[row] = largest / kLargestTerm;
+    }
+    float gain = 1;
+    if (wanted[kHalves]) {
+        gain = half_gain(row_largest(values, shared));
+        if (threadIdx.x == 0) x.half_multipliers[row] = 1 / gain;
     }
 #pragma unroll
     for (int i = 0; i < kVectors; i++) {
@@ -234,6 +255,8 @@ static __device__ __forceinline__ void write_activations(const Activations &x, c
             write_terms(x, row, column, k_tiles,
                         make_float4(v.x * multiplier, v.y * multiplier, v.z * multiplier, v.w * multiplier), inside);
         if (wanted[kFloats]) write_values(x, row, column, n_cols, v);
+        if (wanted[kHalves])
+            write_halves(x, row, column, k_tiles, make_float4(v.x * gain, v.y * gain, v.z * gain, v.w * gain), inside);
     }
 }
 

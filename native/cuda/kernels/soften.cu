@@ -3,23 +3,11 @@
  * Weights exp(z − maximum) of a chunk are written as float16, scaled by 2^14 so that they keep their precision down to
  * 2^-28, and multiplied with the embedding's rows, decoded to float16 in shared memory. Float embeddings are meant to
  * be exact: theirs and the weights are split into two float16 each (kTerms). */
+#include "cuda/hopper/hopper.cuh"
 #include "cuda/kernels/head.cuh"
 #include "cuda/kernels/reduce.cuh"
 
 namespace {
-
-constexpr float kWeightScale = 16384.0f;
-
-template <class F> constexpr int kTerms = F::kActivations == kFloats ? 2 : 1;
-
-/* Tokens of the vocabulary in a chunk: with two terms, half as many fit. */
-template <class F> constexpr int kChunk = kVocabularyChunk / kTerms<F>;
-
-/* Term i of a value: what float16 leaves of it after i terms. */
-__device__ __forceinline__ uint16_t term(float value, int i) {
-    uint16_t first = float_to_half(value);
-    return i == 0 ? first : float_to_half(value - half_to_float(first));
-}
 
 /* Weights (kTerms, n, kChunk) of one chunk. */
 template <class F>
@@ -246,8 +234,11 @@ void soften_dense(const Queue &queue, const HeadTask &task) {
         for (int64_t first = 0; first < p.n_vocab; first += kChunk<F>) {
             int64_t count = p.n_vocab - first < kChunk<F> ? p.n_vocab - first : kChunk<F>;
             dim3 grid((unsigned)ceil_div(task.n, P::kBlockTokens), (unsigned)ceil_div(count, kVocabularyBlock));
-            launch(weights_kernel<F>, grid, dim3(P::kThreads), P::kSharedBytes, queue.stream, p,
-                   (int)(first / kVocabularyBlock));
+            if (queue.hopper)
+                hopper_weights(queue, task, first, count);
+            else
+                launch(weights_kernel<F>, grid, dim3(P::kThreads), P::kSharedBytes, queue.stream, p,
+                       (int)(first / kVocabularyBlock));
             add_chunk<F>(queue, task, task.scratch.chunk, kChunk<F>, first, count);
         }
     });

@@ -76,6 +76,21 @@ void note_access(const void *from, size_t bytes);
 /* Notes that the running thread has waited for the kernel before its own; one that ends without is an error. */
 void note_begin();
 
+/* DGEMMA_EMULATION_CAPABILITIES: the current device's compute capability times ten (default 80). */
+int capability();
+
+/* For what stands beside emulation.cpp (hopper.cpp). Ends the program with a message. */
+[[noreturn]] void fail(const char *what);
+/* Waits until *generation changes. */
+void wait_for_change(const unsigned long *generation);
+/* Number of the running thread in its block, of the block's threads, and bytes of its shared memory. */
+int thread_number();
+int block_threads();
+size_t shared_bytes();
+/* Forgets, or checks, what a block has left (hopper.cpp). */
+void hopper_begin_block();
+void hopper_end_block();
+
 /* DGEMMA_EMULATION_FP4: whether the device is one of those that multiply FP4. */
 bool has_fp4_mma();
 

@@ -266,11 +266,15 @@ cudaError_t cudaGetDeviceCount(int *count) {
     return *count > 0 ? cudaSuccess : error(cudaErrorNoDevice);
 }
 
+static int capability_of(int device) { return (int)from_list("DGEMMA_EMULATION_CAPABILITIES", device, 80); }
+
+int emulation::capability() { return capability_of(visible_device(current)); }
+
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int number) {
     CALL();
     const int device = visible_device(number);
     if (device < 0) return error(cudaErrorInvalidDevice);
-    const int capability = (int)from_list("DGEMMA_EMULATION_CAPABILITIES", device, 80);
+    const int capability = capability_of(device);
     *p = cudaDeviceProp();
     if (separates())
         snprintf(p->name, sizeof p->name, "emulated GPU %c", 'A' + device);
@@ -280,7 +284,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int number) {
     p->major = capability / 10;
     p->minor = capability % 10;
     p->multiProcessorCount = 4;
-    p->sharedMemPerBlockOptin = 99 * 1024;
+    p->sharedMemPerBlockOptin = (size_t)(capability == 90 ? 227 : 99) * 1024;
     p->totalGlobalMem = memory_size(device);
     return cudaSuccess;
 }

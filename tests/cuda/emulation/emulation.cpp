@@ -79,7 +79,7 @@ struct Scheduler {
 
 static thread_local Scheduler scheduler;
 
-[[noreturn]] static void fail(const char *what) {
+void fail(const char *what) {
     fprintf(stderr, "CUDA emulation: %s, in block (%u, %u, %u)\n", what, block_index.x, block_index.y, block_index.z);
     abort();
 }
@@ -217,7 +217,11 @@ static void resume(Thread &t) {
 #endif
 }
 
-static void wait_for_change(const unsigned long *generation) {
+int thread_number() { return scheduler.current->number; }
+int block_threads() { return (int)scheduler.threads.size(); }
+size_t shared_bytes() { return scheduler.shared_bytes; }
+
+void wait_for_change(const unsigned long *generation) {
     Thread *t = scheduler.current;
     t->generation = generation;
     t->waiting_for = *generation;
@@ -247,6 +251,7 @@ static void run_block(int n_threads) {
     for (Thread &t : scheduler.threads) prepare(t);
     for (Warp &w : scheduler.warps) w.n_arrived = 0;
     scheduler.n_at_barrier = 0;
+    hopper_begin_block();
     int n_left = n_threads;
     while (n_left > 0) {
         bool moved = false;
@@ -259,12 +264,14 @@ static void run_block(int n_threads) {
         }
         if (!moved) fail("threads wait for each other: a barrier or warp operation that not all reach");
     }
+    hopper_end_block();
 }
 
 void run_grid(const char *signature, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()> &kernel) {
     int n_threads = (int)(block.x * block.y * block.z);
     if (n_threads == 0 || n_threads > 1024 || n_threads % 32 != 0) fail("a block of an odd number of threads");
-    if (shared_bytes > 99 * 1024) fail("more shared memory than a block can have on every architecture");
+    if (shared_bytes > (size_t)(capability() == 90 ? 227 : 99) * 1024)
+        fail("more shared memory than a block can have on every architecture");
     if (scheduler.kernel != nullptr) fail("a kernel launched another");
     if (report.path != nullptr) {
         std::lock_guard<std::mutex> guard(report.lock);
