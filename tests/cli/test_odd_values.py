@@ -13,7 +13,7 @@ from dgemma.cli.program import parser
 ODD = (
     "9" * 30, "9" * 5000, "-" + "9" * 30, "2147483648", "-2147483649", "18446744073709551616",
     "-1", "nan", "inf", "-inf", "1e999", "1.5", "", " ", "0x10", "1_0", "\u0661", "x", "1,,2", ",",
-    "a\0b", "\ud800",
+    "a\0b", "\udcff",
 )  # fmt: skip
 EACH = 4  # of them an option is given, each option others
 # What is asked of a command that needs something: a file that is not there.

@@ -108,6 +108,8 @@ def _run_command(args: argparse.Namespace) -> int:
 def _failed(message: str) -> int:
     if os.environ.get(DEBUG):
         traceback.print_exc()
+    # A name in the message may hold bytes that are no text, and standard error may be strict.
+    message = message.encode(errors="backslashreplace").decode()
     print(f"dgemma: error: {' '.join(message.split())}", file=sys.stderr)
     return FAILED
 
