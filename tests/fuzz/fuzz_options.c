@@ -30,7 +30,7 @@ static void check(const uint8_t *input, size_t n_left) {
     dg_gpu_plan division = {.size = sizeof division};
     dg_memory memory = {0};
     dg_error error = {0};
-    int32_t n_multiprocessors;
+    int32_t n_multiprocessors[DG_MAX_GPUS];
     uint8_t shorter;
     char text[256];
     take(&input, &n_left, &shorter, 1);
@@ -38,7 +38,8 @@ static void check(const uint8_t *input, size_t n_left) {
     take(&input, &n_left, &division.available, sizeof division.available);
     take(&input, &n_left, &division.n_gpu_layers, sizeof division.n_gpu_layers);
     take(&input, &n_left, &division.n_cpu_moe, sizeof division.n_cpu_moe);
-    take(&input, &n_left, &n_multiprocessors, sizeof n_multiprocessors);
+    take(&input, &n_left, n_multiprocessors, sizeof n_multiprocessors);
+    for (int i = 0; i < DG_MAX_GPUS; i++) n_multiprocessors[i] = 1 + (n_multiprocessors[i] & 255);
     given.size = shorter % 2 ? sizeof given : 8 + shorter % 29; /* of an older header */
     const dg_status status = dg_session_plan_of(model, &given, &plan, &error);
     PROMISE(dg_session_memory(model, &given, &memory, NULL) == status);
@@ -53,7 +54,7 @@ static void check(const uint8_t *input, size_t n_left) {
         PROMISE(memory.cache > 0 && memory.cache < UINT64_C(1) << 40 && memory.scratch < UINT64_C(1) << 40);
     }
     const int32_t wanted = division.n_gpu_layers;
-    const dg_status planned = dg_gpu_plan_for(model, &given, 1 + (n_multiprocessors & 255), &division, &error);
+    const dg_status planned = dg_gpu_plan_for(model, &given, n_multiprocessors, &division, &error);
     if (planned == DG_OK) {
         PROMISE(division.n_gpu_layers >= 0 && division.n_gpu_layers <= model->n_layers);
         PROMISE(division.n_cpu_moe >= 0 && division.n_cpu_moe <= model->n_layers);
