@@ -14,7 +14,7 @@ from dgemma.server.dialects.response_writer import ResponseWriter
 from dgemma.server.dialects.responses import asked
 from dgemma.server.store import OwnPast, ResponseStore
 from support.clients import CAPITAL, CLOUDY, PARAMETERS, PARIS, SUNNY, WEATHER, events
-from support.serving import KEY, running
+from support.serving import KEY, keeping_responses, running
 
 OTHER_KEY = "another-key"
 GET_WEATHER: Any = {
@@ -48,6 +48,7 @@ def respond(client: openai.OpenAI, given: Any, **options: Any) -> Any:
     )
 
 
+@keeping_responses
 def test_a_conversation_goes_on_from_its_id(client: openai.OpenAI) -> None:
     first = respond(client, SUNNY)
     (call,) = first.output
@@ -65,6 +66,7 @@ def test_a_conversation_goes_on_from_its_id(client: openai.OpenAI) -> None:
     assert third.usage.input_tokens > second.usage.input_tokens
 
 
+@keeping_responses
 def test_instructions_are_those_of_the_newest_request_alone(client: openai.OpenAI) -> None:
     first = client.responses.create(model="tiny", input=CAPITAL, instructions="Be brief. " * 20)
     with_them = client.responses.input_tokens.count(
@@ -75,6 +77,7 @@ def test_instructions_are_those_of_the_newest_request_alone(client: openai.OpenA
     assert again.usage.input_tokens < first.usage.input_tokens + 20
 
 
+@keeping_responses
 def test_a_stream_can_be_gone_on_from_when_it_has_ended(http: httpx.Client) -> None:
     body = {"input": CAPITAL, "stream": True, "seed": 1}
     last = events(http.post("/v1/responses", json=body))[-1]["response"]
@@ -86,6 +89,7 @@ def test_a_stream_can_be_gone_on_from_when_it_has_ended(http: httpx.Client) -> N
     assert http.post("/v1/responses", json=body).status_code == 200
 
 
+@keeping_responses
 def test_it_can_be_fetched_listed_and_forgotten(client: openai.OpenAI) -> None:
     made = client.responses.create(model="tiny", input=CAPITAL, metadata={"a": "b"})
     kept = client.responses.retrieve(made.id)
@@ -102,6 +106,7 @@ def test_it_can_be_fetched_listed_and_forgotten(client: openai.OpenAI) -> None:
         assert told.value.code == "response_not_found"
 
 
+@keeping_responses
 def test_items_are_listed_in_pages(client: openai.OpenAI) -> None:
     items: Any = [{"role": "user", "content": f"Say {i}."} for i in range(5)]
     made = client.responses.create(model="tiny", input=items, max_output_tokens=4)
@@ -113,6 +118,7 @@ def test_items_are_listed_in_pages(client: openai.OpenAI) -> None:
         client.responses.input_items.list(made.id, limit=1000)
 
 
+@keeping_responses
 def test_items_may_be_named_by_their_id_alone(client: openai.OpenAI) -> None:
     first = respond(client, SUNNY)
     given = [
@@ -137,6 +143,7 @@ def test_what_is_not_to_be_stored_is_not(client: openai.OpenAI) -> None:
     )
 
 
+@keeping_responses
 def test_nobody_sees_what_was_asked_with_another_key(server: str, client: openai.OpenAI) -> None:
     made = respond(client, SUNNY)
     other = client_with(server, OTHER_KEY)

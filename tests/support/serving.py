@@ -23,6 +23,7 @@ CLUSTER = ("--ray", "--replicas", "1") if os.environ.get("DGEMMA_TEST_SERVER") =
 own_connections = pytest.mark.skipif(
     bool(CLUSTER), reason="a cluster's connections are those of Ray's proxy"
 )
+keeping_responses = pytest.mark.skipif(bool(CLUSTER), reason="a cluster keeps no responses")
 SLOW = {"confidence_threshold": 1e-30, "max_denoising_steps": 10_000}
 
 
